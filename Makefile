@@ -1,0 +1,56 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+STORE ?= .p2rec
+
+.PHONY: help setup run beauty test test-slow lint format typecheck imports bench serve clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-12s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## Make the virtual environment and install everything, pinned
+
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+run: setup  ## Run all eight stages on the embedded sample
+	$(BIN)/p2rec run --store $(STORE)
+
+beauty: setup  ## Run all eight stages on Amazon Beauty
+	$(BIN)/p2rec run --dataset beauty --store $(STORE)
+
+test: setup lint typecheck imports  ## Lint, type check, check the import rules and run the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup  ## Run the tests that take long
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: setup  ## Check types
+	$(BIN)/mypy
+
+imports: setup  ## Check who imports whom
+	$(BIN)/lint-imports
+
+bench: setup  ## Measure the hot paths side by side with plain ones
+	$(BIN)/python benchmarks/hot_paths.py
+
+serve: setup  ## Serve the flows to a local Prefect server
+	$(BIN)/python -m deployments.serve
+
+clean:  ## Remove the virtual environment and caches; the artefact store stays
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info

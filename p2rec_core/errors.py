@@ -1,0 +1,68 @@
+"""Every error that P2Rec raises on purpose.
+
+P2RecError
+├── SettingsError      a setting is unknown, out of range or contradicts another     exit status 2
+├── DataError          the user's data cannot be read or cannot be used              exit status 3
+├── StoreError         the artefact store cannot be read or written                  exit status 4
+│   ├── ArtefactMissing    an artefact that something refers to is not there
+│   └── ArtefactDamaged    an artefact is there, but not what its manifest says
+└── ModelError         a language model or a checkpoint cannot be used               exit status 5
+
+A message names the value, the place and the bound; ``remedy`` says what to do about it.
+The command line prints both and no traceback.
+"""
+
+
+class P2RecError(Exception):
+    """Base of all errors that a user can do something about.
+
+    Args:
+        problem: What is wrong, naming the value and the place.
+        remedy: What to do about it, as an imperative sentence.
+    """
+
+    exit_status = 1
+
+    def __init__(self, problem: str, *, remedy: str) -> None:
+        super().__init__(f"{problem} {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.problem, self.remedy))
+
+
+def _rebuild(kind: type[P2RecError], problem: str, remedy: str) -> P2RecError:
+    return kind(problem, remedy=remedy)
+
+
+class SettingsError(P2RecError):
+    """A setting is unknown, out of range or contradicts another."""
+
+    exit_status = 2
+
+
+class DataError(P2RecError):
+    """The user's data cannot be read or cannot be used."""
+
+    exit_status = 3
+
+
+class StoreError(P2RecError):
+    """The artefact store cannot be read or written."""
+
+    exit_status = 4
+
+
+class ArtefactMissing(StoreError):
+    """An artefact that something refers to is not in the store."""
+
+
+class ArtefactDamaged(StoreError):
+    """An artefact is in the store, but its bytes are not what its manifest says."""
+
+
+class ModelError(P2RecError):
+    """A language model or a checkpoint cannot be used."""
+
+    exit_status = 5
