@@ -1,0 +1,51 @@
+"""Settings of ingest: where interactions come from and which of them count."""
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from p2rec_core.settings.base import Settings
+
+
+class SourceFormat(StrEnum):
+    """Layout of a file of interactions."""
+
+    SEQUENCES = "sequences"
+    """``user item item …`` per line, oldest item first."""
+    CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+    RECBOLE = "recbole"
+    """RecBole's atomic ``.inter``: tab separated, header ``name:type``."""
+    MOVIELENS = "movielens"
+    """``user::item::rating::timestamp``."""
+
+
+class OnError(StrEnum):
+    """What happens to rows that cannot be read."""
+
+    STRICT = "strict"
+    """Stop with a table of reasons, counts and line numbers."""
+    QUARANTINE = "quarantine"
+    """Keep rejected rows in a table of their own; stop above ``max_rejected``."""
+
+
+class IngestSettings(Settings):
+    """From raw interactions to sequences."""
+
+    format: SourceFormat = SourceFormat.SEQUENCES
+    user_column: str = Field("user_id", min_length=1)
+    item_column: str = Field("item_id", min_length=1)
+    timestamp_column: str | None = Field("timestamp", min_length=1)
+    """Null keeps the order of the file."""
+    min_user_interactions: int = Field(5, ge=1)
+    """k-core: users with fewer interactions are dropped, to a fixed point with the items."""
+    min_item_interactions: int = Field(5, ge=1)
+    """k-core: items with fewer interactions are dropped, to a fixed point with the users."""
+    drop_duplicates: bool = True
+    """Drop rows equal in user, item and timestamp (only where there are timestamps), with a count."""
+    on_error: OnError = OnError.STRICT
+    max_rejected: float = Field(0.01, ge=0, le=1)
+    """Part of the rows that quarantine may reject."""
+    seed: int = Field(1, ge=0, lt=2**31)
+    """Seed of the permutation that numbers the items."""

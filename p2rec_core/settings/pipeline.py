@@ -1,0 +1,207 @@
+"""The settings of a whole pipeline, where they come from, and what is said when one is wrong.
+
+Precedence, later wins: defaults, profile, dataset preset, configuration file, single assignments.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from p2rec_core.errors import SettingsError
+from p2rec_core.settings.base import Settings
+from p2rec_core.settings.clustering import ClusterSettings
+from p2rec_core.settings.data import IngestSettings
+from p2rec_core.settings.language import FinetuneSettings, LanguageModelSettings
+from p2rec_core.settings.sequence_model import FusionSettings, RecommenderSettings, Variant
+
+
+class Profile(StrEnum):
+    """Defaults for a kind of machine."""
+
+    CPU = "cpu"
+    """Two CPU cores."""
+    GPU = "gpu"
+    """One CUDA GPU, bf16."""
+
+
+class EvaluationSettings(Settings):
+    """Full-ranking evaluation."""
+
+    cutoffs: tuple[int, ...] = Field((5, 10), min_length=1)
+    """The k of HR@k and NDCG@k."""
+
+
+class RuntimeSettings(Settings):
+    """What changes speed and memory, never a result: no cache key depends on it."""
+
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    threads: int = Field(2, ge=1, le=1024)
+    """CPU threads of a computation."""
+    bf16: bool = False
+    """Activations of sequential models in bfloat16 (GPU)."""
+    checkpoint_every_s: float = Field(30.0, ge=0)
+    """Seconds between two checkpoints of a training."""
+    knowledge_batch_size: int = Field(256, ge=1)
+    """Items that go through the language model at once."""
+
+
+class PipelineSettings(Settings):
+    """Settings of every stage."""
+
+    ingest: IngestSettings = IngestSettings()
+    backbone: RecommenderSettings = RecommenderSettings()
+    """The pre-trained model M(Θ) that items are clustered and described by."""
+    clusters: ClusterSettings = ClusterSettings()
+    language_model: LanguageModelSettings = LanguageModelSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    recommender: RecommenderSettings = RecommenderSettings()
+    """The new models that are trained with the knowledge embeddings."""
+    fusion: FusionSettings = FusionSettings()
+    variants: tuple[Variant, ...] = Field((Variant.BASE, Variant.CI, Variant.P2REC), min_length=1)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+
+
+_PROFILES: dict[Profile, dict[str, Any]] = {
+    Profile.CPU: {},
+    Profile.GPU: {
+        "runtime": {"device": "cuda", "bf16": True, "knowledge_batch_size": 4096},
+        "language_model": {"dtype": "bfloat16"},
+        "finetune": {"micro_batch_tokens": 65_536},
+    },
+}
+
+_SMALL = {
+    "encoder": {"hidden_size": 48, "inner_size": 192, "dropout": 0.3, "max_length": 50},
+    "training": {"batch_positions": 512},
+}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "sample": {
+        "backbone": _SMALL,
+        "recommender": _SMALL,
+        "clusters": {"n_clusters": 12},
+        "fusion": {"n_components": 32},
+    },
+    "ml-1m": {
+        "backbone": {"encoder": {"max_length": 200, "dropout": 0.2}},
+        "recommender": {"encoder": {"max_length": 200, "dropout": 0.2}},
+    },
+}
+
+
+def pipeline_settings(
+    *,
+    dataset: str,
+    profile: Profile = Profile.CPU,
+    config: Path | None = None,
+    assignments: Iterable[str] = (),
+) -> PipelineSettings:
+    """Put settings together.
+
+    Args:
+        dataset: Name of the dataset; a known one may have a preset.
+        profile: Defaults for the machine.
+        config: TOML file with one table per stage.
+        assignments: ``"recommender.encoder.n_layers=1"``; a value is read as JSON, else as text.
+
+    Raises:
+        SettingsError: A key is unknown or a value out of range, or the file cannot be read.
+    """
+    merged: dict[str, Any] = {}
+    _merge(merged, _PROFILES[profile])
+    _merge(merged, _PRESETS.get(dataset, {}))
+    if config is not None:
+        _merge(merged, _read_toml(config))
+    for assignment in assignments:
+        _merge(merged, _assignment(assignment))
+    return validated(merged)
+
+
+def validated(values: Mapping[str, Any]) -> PipelineSettings:
+    """Check nested values and make settings of them.
+
+    Raises:
+        SettingsError: Names every wrong key and value.
+    """
+    try:
+        return PipelineSettings.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(entry) for entry in error.errors()]
+        raise SettingsError(
+            "; ".join(problems) + ".", remedy="`p2rec settings` lists every setting with its default and range."
+        ) from error
+
+
+def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
+    for key, value in source.items():
+        if isinstance(value, Mapping):
+            nested = target.setdefault(key, {})
+            if not isinstance(nested, dict):
+                nested = target[key] = {}
+            _merge(nested, value)
+        else:
+            target[key] = value
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"The configuration file {path} cannot be read: {error.strerror}.", remedy="Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    path, equals, raw = text.partition("=")
+    if not equals or not path.strip():
+        raise SettingsError(
+            f"{text!r} is not an assignment.", remedy="Write section.key=value, e.g. clusters.n_clusters=20."
+        )
+    try:
+        value = json.loads(raw)
+    except json.JSONDecodeError:
+        value = raw
+    for part in reversed(path.strip().split(".")):
+        value = {part: value}
+    nested: dict[str, Any] = value
+    return nested
+
+
+def _explain(entry: Any) -> str:
+    location = ".".join(str(part) for part in entry["loc"])
+    if entry["type"] != "extra_forbidden":
+        return f"{location} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+    model: Any = PipelineSettings
+    for part in entry["loc"][:-1]:
+        model = model.model_fields[part].annotation
+    known = sorted(model.model_fields)
+    close = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    return f"{location}: there is no such setting ({hint})"
+
+
+def describe_settings(settings: PipelineSettings) -> list[tuple[str, str, str]]:
+    """Every setting as (dotted name, value as JSON, what it means), in order of declaration."""
+    rows: list[tuple[str, str, str]] = []
+
+    def walk(group: Settings, prefix: str) -> None:
+        for name, field in type(group).model_fields.items():
+            value = getattr(group, name)
+            if isinstance(value, Settings):
+                walk(value, f"{prefix}{name}.")
+            else:
+                dumped = group.model_dump(mode="json")[name]
+                text = " ".join((field.description or "").split())
+                rows.append((f"{prefix}{name}", json.dumps(dumped, ensure_ascii=False), text))
+
+    walk(settings, "")
+    return rows
