@@ -1,0 +1,87 @@
+"""SASRec: causal self-attention over the item sequence."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INIT_STD = 0.02
+
+
+class SASRec(nn.Module):
+    """Encoder of Kang and McAuley (2018) in RecBole's form.
+
+    Post-norm blocks x ← LN(x + Drop(MHA(x))), x ← LN(x + Drop(FFN(x))), GELU, learned absolute positions; input
+    LN(e + position) with dropout.
+
+    Args:
+        hidden_size: Width d.
+        n_layers: Blocks.
+        n_heads: Attention heads; divides hidden_size.
+        inner_size: Width of the feed-forward layer.
+        dropout: Probability, for embeddings, attention and hidden states.
+        max_length: Longest sequence L.
+
+    Source: Kang and McAuley (2018), "Self-attentive sequential recommendation", as in RecBole 1.2.
+    Deviation: right-padded rows need no padding mask, since the causal mask hides what comes later; training reads
+        every position, not only the last.
+    """
+
+    def __init__(
+        self, *, hidden_size: int, n_layers: int, n_heads: int, inner_size: int, dropout: float, max_length: int
+    ) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.position = nn.Embedding(max_length, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(_Block(hidden_size, n_heads, inner_size, dropout) for _ in range(n_layers))
+        self.apply(_initialise)
+
+    def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            vectors: (B, L, d) item vectors, right-padded.
+            lengths: int64 (B,) items per row; not needed by a causal encoder.
+
+        Returns:
+            (B, L, d): state t of a row depends on its items 0 … t only.
+        """
+        x: Tensor = vectors + self.position.weight[: vectors.shape[1]]
+        x = self.dropout(self.norm(x))
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class _Block(nn.Module):
+    def __init__(self, hidden_size: int, n_heads: int, inner_size: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.rate = dropout
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.inner = nn.Linear(hidden_size, inner_size)
+        self.outer = nn.Linear(inner_size, hidden_size)
+        self.output_norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n_rows, length, width = x.shape
+        # (B, L, 3d) -> 3 x (B, heads, L, d / heads)
+        q, k, v = self.qkv(x).view(n_rows, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        rate = self.rate if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
+        attended = attended.transpose(1, 2).reshape(n_rows, length, width)
+        x = self.attention_norm(x + self.dropout(self.out(attended)))
+        transformed: Tensor = self.outer(F.gelu(self.inner(x)))
+        normed: Tensor = self.output_norm(x + self.dropout(transformed))
+        return normed
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal weights of standard deviation 0.02, zero biases, as RecBole does."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,123 @@
+"""What a recommender's item table is made of: Base, +CI and +P2Rec.
+
+Every table is a module whose call gives (N + 1, d): row 0 is PAD and zero, row i is item i.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from p2rec_core.errors import DataError
+
+INIT_STD = 0.02
+
+
+def _with_padding(rows: Tensor) -> Tensor:
+    """Put the zero row of PAD before (N, d)."""
+    return torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+
+
+class IdTable(nn.Module):
+    """Base: a learnable embedding per item.
+
+    Args:
+        n_items: N.
+        hidden_size: d.
+    """
+
+    def __init__(self, n_items: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(n_items, hidden_size).normal_(std=INIT_STD))
+
+    def forward(self) -> Tensor:
+        """(N + 1, d) item vectors."""
+        return _with_padding(self.embedding)
+
+
+class ClusterTable(nn.Module):
+    """+CI: the ID embedding plus a learnable embedding of the item's cluster (paper, section 5.2).
+
+    Args:
+        clusters: int (N,) cluster of each item, 0 … K - 1.
+        n_clusters: K.
+        hidden_size: d.
+    """
+
+    clusters: Tensor
+
+    def __init__(self, clusters: NDArray[np.integer], n_clusters: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(len(clusters), hidden_size).normal_(std=INIT_STD))
+        self.cluster_embedding = nn.Parameter(torch.empty(n_clusters, hidden_size).normal_(std=INIT_STD))
+        self.register_buffer("clusters", torch.from_numpy(clusters.astype(np.int64)), persistent=False)
+
+    def forward(self) -> Tensor:
+        """(N + 1, d) item vectors."""
+        return _with_padding(self.embedding + self.cluster_embedding[self.clusters])
+
+
+class GatedKnowledgeTable(nn.Module):
+    """+P2Rec: z ⊙ e + (1 - z) ⊙ W h with the gate z = σ(A [e ; W h] + b) (paper, section 4.2).
+
+    Args:
+        knowledge: float32 (N, D) prepared knowledge embeddings; frozen.
+        hidden_size: d.
+
+    Deviation: the paper says "a simple gating mechanism" and no more; this is the usual element-wise gate. The
+        projection starts so that projected knowledge has the ID embeddings' scale.
+    """
+
+    knowledge: Tensor
+
+    def __init__(self, knowledge: NDArray[np.float32], hidden_size: int) -> None:
+        super().__init__()
+        n_items, width = knowledge.shape
+        self.embedding = nn.Parameter(torch.empty(n_items, hidden_size).normal_(std=INIT_STD))
+        self.register_buffer("knowledge", torch.from_numpy(knowledge), persistent=False)
+        self.projection = nn.Linear(width, hidden_size)
+        self.gate = nn.Linear(2 * hidden_size, hidden_size)
+        scale = float(np.sqrt(np.mean(knowledge.astype(np.float64) ** 2))) or 1.0
+        nn.init.normal_(self.projection.weight, std=INIT_STD / (scale * width**0.5))
+        nn.init.zeros_(self.projection.bias)
+        nn.init.xavier_uniform_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self) -> Tensor:
+        """(N + 1, d) item vectors."""
+        projected = self.projection(self.knowledge)
+        gate = torch.sigmoid(self.gate(torch.cat([self.embedding, projected], dim=1)))
+        return _with_padding(torch.lerp(projected, self.embedding, gate))
+
+
+def standardised(knowledge: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Zero mean and unit variance per dimension; a constant dimension becomes zero. (N, D) → (N, D)."""
+    centred = knowledge.astype(np.float64) - knowledge.mean(axis=0, dtype=np.float64)
+    deviation = centred.std(axis=0)
+    scaled: NDArray[np.float32] = (centred / np.where(deviation > 0, deviation, 1.0)).astype(np.float32)
+    return scaled
+
+
+def pca_whitened(knowledge: NDArray[np.float32], n_components: int) -> NDArray[np.float32]:
+    """The leading principal components, each scaled to unit variance. (N, D) → (N, n_components).
+
+    Language-model states are anisotropic: a few directions common to all items hold most of the variance. Signs are
+    fixed (the largest loading of a component is positive), so that the result is a function of the input alone.
+
+    Raises:
+        DataError: More components are asked for than the embeddings have rank.
+    """
+    centred = knowledge.astype(np.float64) - knowledge.mean(axis=0, dtype=np.float64)
+    variance, axes = np.linalg.eigh(centred.T @ centred / max(len(centred) - 1, 1))
+    variance, axes = variance[::-1], axes[:, ::-1]
+    rank = int((variance > variance[0] * 1e-10).sum())
+    if n_components > rank:
+        raise DataError(
+            f"{n_components} principal components are asked for; the knowledge embeddings "
+            f"({knowledge.shape[0]} items x {knowledge.shape[1]}) have rank {rank}.",
+            remedy=f"Set fusion.n_components to {rank} or less.",
+        )
+    axes = axes[:, :n_components]
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_components)])
+    whitened: NDArray[np.float32] = (centred @ axes / np.sqrt(variance[:n_components])).astype(np.float32)
+    return whitened

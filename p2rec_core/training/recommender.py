@@ -1,0 +1,225 @@
+"""Training and reloading a sequential recommender: arrays in, arrays out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from p2rec_core.backbones.registry import make_encoder
+from p2rec_core.errors import ModelError
+from p2rec_core.fusion import ClusterTable, GatedKnowledgeTable, IdTable
+from p2rec_core.progress import Progress, silent
+from p2rec_core.recommender import NextItemObjective, Recommender
+from p2rec_core.sequences import RaggedSequences
+from p2rec_core.training.checkpoint import Checkpointer
+from p2rec_core.training.loop import FitResult, FitSettings, fit, step_seed
+
+_INITIALISATION = (0xFFFF_FFFF, 0)
+"""Place in the seed's stream that no training step uses."""
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """What it takes to build an encoder.
+
+    Attributes:
+        backbone: Name in the registry.
+        hidden_size: Width d.
+        n_layers: Blocks.
+        n_heads: Attention heads.
+        inner_size: Width of the feed-forward layer.
+        dropout: Probability, in training only.
+        max_length: Longest sequence.
+    """
+
+    backbone: str
+    hidden_size: int
+    n_layers: int
+    n_heads: int
+    inner_size: int
+    dropout: float
+    max_length: int
+
+    def build(self) -> nn.Module:
+        """A freshly initialised encoder.
+
+        Raises:
+            SettingsError: There is no such backbone.
+        """
+        return make_encoder(
+            self.backbone,
+            hidden_size=self.hidden_size,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            inner_size=self.inner_size,
+            dropout=self.dropout,
+            max_length=self.max_length,
+        )
+
+
+@dataclass(frozen=True)
+class NextItemTraining:
+    """How a recommender is trained; see ``FitSettings`` for the shared fields.
+
+    Attributes:
+        learning_rate: Adam's peak step size.
+        weight_decay: Decoupled weight decay.
+        batch_positions: Bound of users x padded length per optimiser step.
+        max_epochs: Epochs at the most.
+        patience: Epochs without a better validation NDCG@10; None trains max_epochs and validates nothing.
+        warmup_steps: Steps of linear warm-up.
+        cosine: Whether the rate falls as a half cosine.
+        seed: Seed of initialisation, order and dropout.
+        bf16: Whether activations are bfloat16.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    batch_positions: int
+    max_epochs: int
+    patience: int | None
+    warmup_steps: int
+    cosine: bool
+    seed: int
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedRecommender:
+    """A trained recommender, ready to be stored.
+
+    Attributes:
+        tensors: float32 arrays by name: ``item_vectors`` (N, d), the fused item table without PAD; ``encoder.*``,
+            the encoder; ``item_table.*``, the table's trainable parts.
+        fit: Learning curve and cursor of the training.
+    """
+
+    tensors: dict[str, NDArray[np.float32]]
+    fit: FitResult
+
+
+class FixedTable(nn.Module):
+    """An item table that is no longer learned.
+
+    Args:
+        item_vectors: (N, d), without PAD.
+    """
+
+    table: Tensor
+
+    def __init__(self, item_vectors: Tensor) -> None:
+        super().__init__()
+        padding = item_vectors.new_zeros(1, item_vectors.shape[1])
+        self.register_buffer("table", torch.cat([padding, item_vectors]), persistent=False)
+
+    def forward(self) -> Tensor:
+        """(N + 1, d) item vectors, row 0 = PAD."""
+        return self.table
+
+
+def train_recommender(
+    sequences: RaggedSequences,
+    validation: NDArray[np.int32] | None,
+    *,
+    n_items: int,
+    encoder: EncoderShape,
+    training: NextItemTraining,
+    clusters: NDArray[np.int32] | None = None,
+    n_clusters: int | None = None,
+    knowledge: NDArray[np.float32] | None = None,
+    device: torch.device,
+    checkpointer: Checkpointer | None = None,
+    progress: Progress = silent,
+) -> TrainedRecommender:
+    """Train Base, +CI (``clusters`` and ``n_clusters`` given) or +P2Rec (``knowledge`` given).
+
+    Args:
+        sequences: Training parts.
+        validation: int32 (users,) validation items, 0 = none; needed for early stopping.
+        n_items: N.
+        encoder: The encoder's shape.
+        training: How to train.
+        clusters: int32 (N,) cluster of each item.
+        n_clusters: K.
+        knowledge: float32 (N, D) prepared knowledge embeddings.
+        device: Where to train.
+        checkpointer: Resumable state.
+        progress: Told after every step.
+
+    Raises:
+        SettingsError: There is no such backbone.
+        DataError: There is nothing to train on.
+        ModelError: The loss is not finite.
+    """
+    torch.manual_seed(step_seed(training.seed, *_INITIALISATION))
+    built = encoder.build()
+    if knowledge is not None:
+        table: nn.Module = GatedKnowledgeTable(knowledge, encoder.hidden_size)
+    elif clusters is not None and n_clusters is not None:
+        table = ClusterTable(clusters, n_clusters, encoder.hidden_size)
+    else:
+        table = IdTable(n_items, encoder.hidden_size)
+    model = Recommender(table, built).to(device)
+    objective = NextItemObjective(
+        model,
+        sequences,
+        validation if training.patience is not None else None,
+        max_length=encoder.max_length,
+        batch_positions=training.batch_positions,
+        seed=training.seed,
+        device=device,
+    )
+    result = fit(
+        model,
+        objective,
+        [{"params": list(model.parameters()), "lr": training.learning_rate, "weight_decay": training.weight_decay}],
+        FitSettings(
+            max_epochs=training.max_epochs,
+            patience=training.patience,
+            metric=None if training.patience is None else "NDCG@10",
+            seed=training.seed,
+            warmup_steps=training.warmup_steps,
+            cosine=training.cosine,
+            autocast=torch.bfloat16 if training.bf16 else None,
+        ),
+        device=device,
+        checkpointer=checkpointer,
+        progress=progress,
+    )
+    with torch.no_grad():
+        item_vectors = model.item_table()[1:].float().cpu()
+    tensors = {name: tensor.numpy() for name, tensor in result.tensors.items()}
+    return TrainedRecommender({"item_vectors": item_vectors.numpy(), **tensors}, result)
+
+
+def load_recommender(
+    tensors: Mapping[str, NDArray[np.float32]], encoder: EncoderShape, device: torch.device
+) -> Recommender:
+    """Rebuild a trained recommender for scoring.
+
+    Args:
+        tensors: What ``TrainedRecommender.tensors`` was.
+        encoder: The shape it was trained with.
+        device: Where to put it.
+
+    Raises:
+        ModelError: The tensors do not fit the shape.
+    """
+    built = encoder.build()
+    weights = {
+        name.removeprefix("encoder."): torch.from_numpy(array.copy())
+        for name, array in tensors.items()
+        if name.startswith("encoder.")
+    }
+    try:
+        built.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ModelError(
+            f"The stored weights do not fit a {encoder.backbone} of hidden_size {encoder.hidden_size}: {error}.",
+            remedy="Load them with the settings in the artefact's manifest.",
+        ) from error
+    table = FixedTable(torch.from_numpy(tensors["item_vectors"].copy()))
+    return Recommender(table, built).to(device).eval()
