@@ -1,0 +1,356 @@
+"""The artefact store: immutable results, named by what they were computed from.
+
+    <root>/store.json                       format of the store
+    <root>/artefacts/<stage>/<key>/         manifest.json and the files that it lists
+    <root>/snapshots/<dataset>/             named sets of artefacts, see storage.snapshots
+    <root>/staging/                         what is being written
+    <root>/work/<stage>/<key>/              checkpoints of what is being computed
+    <root>/locks/                           one file per key, locked by the kernel
+    <root>/quarantine/                      damaged artefacts, kept for their owner to look at
+
+An artefact without a manifest does not exist; one with a manifest never changes.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
+from storage.disk import make_directory, os_errors, replace_durably, sync_directory, write_durably
+from storage.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    REBUILD,
+    ArtefactRef,
+    FileEntry,
+    InputRef,
+    Manifest,
+    canonical_json,
+    check_version,
+    checked_name,
+    content_key,
+    parse_canonical,
+    render_json,
+)
+from storage.publish import ArtefactWriter, staged
+from storage.reading import Artefact, read_manifest, verify
+
+__all__ = [
+    "Artefact",
+    "ArtefactRef",
+    "ArtefactWriter",
+    "FileEntry",
+    "InputRef",
+    "Manifest",
+    "Store",
+    "canonical_json",
+    "content_key",
+]
+
+_MARKER = "store.json"
+_BETWEEN = "~"  # cannot occur in a name, so that a staging or lock name can be taken apart again
+_POLL_S = 0.1
+
+
+class Store:
+    """A directory of artefacts.
+
+    Args:
+        root: Directory of a store that exists; ``Store.open`` checks and creates one.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.staging = self.root / "staging"
+
+    @classmethod
+    def open(cls, root: Path, *, create: bool = True) -> "Store":
+        """Open a store.
+
+        Args:
+            root: Its directory.
+            create: Whether to create it if need be and to require that it can be written; without, a
+                store on a read-only disk can be read.
+
+        Raises:
+            StoreError: There is no store there, it cannot be written, or a newer P2Rec made it.
+        """
+        store = cls(root.expanduser().resolve())
+        marker = store.root / _MARKER
+        with os_errors(store.root):
+            exists = marker.exists()
+        if not exists and not create:
+            raise StoreError(
+                f"There is no store in {store.root}.", remedy="Check the path, or make one with `p2rec run`."
+            )
+        if exists:
+            store._check_marker(marker)
+        if create:
+            store._make_layout(marker, exists)
+        return store
+
+    def _check_marker(self, marker: Path) -> None:
+        with os_errors(marker):
+            data = marker.read_bytes()
+        try:
+            check_version(parse_canonical(data)["format_version"], str(self.root))
+        except (KeyError, ValueError) as error:
+            raise StoreError(
+                f"{marker} is not the marker of a P2Rec store: {error}.",
+                remedy="Choose another store directory, or restore that file if this one is a store.",
+            ) from error
+
+    def _make_layout(self, marker: Path, exists: bool) -> None:
+        with os_errors(self.root):
+            for name in ("artefacts", "snapshots"):
+                make_directory(self.root / name)
+            for name in ("staging", "locks", "work", "quarantine"):
+                make_directory(self.root / name, 0o700)
+            if not os.access(self.staging, os.W_OK | os.X_OK):
+                raise PermissionError(13, "Permission denied", str(self.staging))
+            if not exists:
+                replace_durably(marker, render_json({"format_version": FORMAT_VERSION}), scratch=self.staging)
+
+    def place(self, stage: str, key: str) -> Path:
+        """The directory of an artefact, whether or not it exists.
+
+        Raises:
+            StoreError: A name is not allowed, or the directory would be outside the store.
+        """
+        return self._inside("artefacts", checked_name("a stage", stage), checked_name("a key", key))
+
+    def _inside(self, *parts: str) -> Path:
+        path = self.root.joinpath(*parts)
+        if not path.resolve().is_relative_to(self.root):
+            raise StoreError(
+                f"{path} leads out of the store, to {path.resolve()}.", remedy="Remove that symbolic link."
+            )
+        return path
+
+    def find(self, stage: str, key: str) -> Artefact | None:
+        """Look an artefact up; cheap, only its manifest is read.
+
+        Returns:
+            The artefact, or None if there is none.
+
+        Raises:
+            StoreError: A name is not allowed, or a newer P2Rec wrote the artefact.
+            ArtefactDamaged: Its manifest is not whole.
+        """
+        path = self.place(stage, key)
+        manifest = read_manifest(path, stage, key)
+        return None if manifest is None else Artefact(stage, key, path, manifest)
+
+    def load(self, ref: ArtefactRef) -> Artefact:
+        """Look up the artefact that a reference means.
+
+        Raises:
+            ArtefactMissing: It is not there.
+            ArtefactDamaged: Its manifest is not whole, or lists other content than the reference.
+        """
+        artefact = self.find(ref.stage, ref.key)
+        if artefact is None:
+            raise ArtefactMissing(
+                f"There is no artefact {ref.stage}/{ref.key} in {self.root}.",
+                remedy="Run the pipeline again to compute it.",
+            )
+        found = artefact.ref().files
+        for name in sorted(found.keys() | ref.files.keys()):
+            if found.get(name) != ref.files.get(name):
+                raise ArtefactDamaged(
+                    f"The file '{name}' of artefact {ref.stage}/{ref.key} is not the one referred to: "
+                    f"expected sha256 {ref.files.get(name)}, found {found.get(name)}.",
+                    remedy="Run the pipeline again to compute what depends on it anew.",
+                )
+        return artefact
+
+    def verify(self, artefact: Artefact) -> None:
+        """Check every byte of an artefact against its manifest.
+
+        Raises:
+            ArtefactMissing: Its directory, its manifest or a file is gone.
+            ArtefactDamaged: A file or the manifest has changed, or there is a file too many.
+        """
+        verify(artefact)
+
+    def discard(self, stage: str, key: str, reason: str) -> Path:
+        """Move an artefact out of the way, so that it can be built again; nothing is deleted.
+
+        Args:
+            stage: Its stage.
+            key: Its key.
+            reason: Why, kept beside it in ``discarded.txt``.
+
+        Returns:
+            Where it is now, in ``quarantine``.
+
+        Raises:
+            ArtefactMissing: It is not there.
+            StoreError: It cannot be moved.
+        """
+        path = self.place(stage, key)
+        if not path.exists():
+            raise ArtefactMissing(f"There is no artefact {stage}/{key} to discard.", remedy=REBUILD)
+        quarantine = self.root / "quarantine"
+        with os_errors(path):
+            make_directory(quarantine, 0o700)
+            n = 1
+            while (target := quarantine / f"{stage}-{key}-{n}").exists():
+                n += 1
+            os.rename(path, target)
+            sync_directory(quarantine)
+            sync_directory(path.parent)
+            with contextlib.suppress(OSError):  # a full disk must not keep a damaged artefact in place
+                write_durably(target / "discarded.txt", f"{reason}\n".encode())
+        return target
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, key: str, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+        """Hold the lock of a key; while one process computes it, others wait here.
+
+        The kernel holds the lock and frees it when the process ends, however it ends.
+
+        Args:
+            stage: The stage.
+            key: The key.
+            on_wait: Called once if another holds the lock.
+
+        Raises:
+            StoreError: A name is not allowed, the lock is a symbolic link or cannot be used.
+        """
+        lock = self._file_lock(stage, key)
+        path = Path(lock.lock_file)
+        with os_errors(path):
+            try:
+                lock.acquire(timeout=0)
+                waiting = False
+            except filelock.Timeout:
+                waiting = True
+        if waiting:
+            if on_wait is not None:
+                on_wait()
+            with os_errors(path):
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _file_lock(self, stage: str, key: str) -> filelock.BaseFileLock:
+        name = f"{checked_name('a stage', stage)}{_BETWEEN}{checked_name('a key', key)}.lock"
+        path = self.root / "locks" / name
+        if path.is_symlink():
+            raise StoreError(f"The lock {path} is a symbolic link.", remedy="Remove that symbolic link.")
+        with os_errors(path):
+            make_directory(path.parent, 0o700)
+        return filelock.FileLock(path, mode=0o600, poll_interval=_POLL_S, fallback_to_soft=False)
+
+    def workspace(self, stage: str, key: str) -> Path:
+        """The directory for checkpoints of what is being computed; publishing the key removes it.
+
+        Raises:
+            StoreError: A name is not allowed, or the directory cannot be made.
+        """
+        path = self.workspace_path(stage, key)
+        with os_errors(path):
+            return make_directory(path, 0o700)
+
+    def workspace_path(self, stage: str, key: str) -> Path:
+        """Where the workspace of a key is, whether or not it exists; raises as ``place`` does."""
+        return self._inside("work", checked_name("a stage", stage), checked_name("a key", key))
+
+    @contextlib.contextmanager
+    def write(
+        self, stage: str, key: str, *, settings: dict[str, Any], inputs: dict[str, InputRef], fingerprint: str
+    ) -> Iterator[ArtefactWriter]:
+        """Write an artefact; hold the lock of its key meanwhile. Without ``publish`` nothing remains.
+
+        Args:
+            stage: The stage.
+            key: What ``content_key`` gave for the rest.
+            settings: The settings that the stage read.
+            inputs: The files that it read, by input name.
+            fingerprint: Hash of the code that computed it.
+
+        Raises:
+            StoreError: A name is not allowed, a setting cannot be stored, or the store cannot be written.
+        """
+        self.place(stage, key)
+        canonical_json(settings)
+        staging = self.staging / _BETWEEN.join((stage, key, secrets.token_hex(8)))
+        with os_errors(self.staging):
+            make_directory(self.staging, 0o700)
+        with staged(staging):
+            yield ArtefactWriter(
+                self, stage, key, staging=staging, settings=settings, inputs=inputs, fingerprint=fingerprint
+            )
+
+    def artefacts(self, *, on_damaged: Callable[[ArtefactDamaged], None] | None = None) -> Iterator[Artefact]:
+        """Every artefact, sorted by stage and key.
+
+        Args:
+            on_damaged: Called for an artefact whose manifest is not whole, which is then left out.
+
+        Raises:
+            ArtefactDamaged: A manifest is not whole, and there is no ``on_damaged``.
+        """
+        with os_errors(self.root):
+            places = sorted((self.root / "artefacts").glob(f"*/*/{MANIFEST}"))
+        for place in places:
+            try:
+                artefact = self.find(place.parent.parent.name, place.parent.name)
+            except ArtefactDamaged as error:
+                if on_damaged is None:
+                    raise
+                on_damaged(error)
+            else:
+                if artefact is not None:
+                    yield artefact
+
+    def leftovers(self) -> list[Path]:
+        """What interrupted runs left in ``staging``, and workspaces of artefacts that are published."""
+        with os_errors(self.root):
+            done = [p for p in (self.root / "work").glob("*/*") if self._published(p.parent.name, p.name)]
+            return sorted([*self.staging.glob("*"), *done])
+
+    def _published(self, stage: str, key: str) -> bool:
+        return (self.place(stage, key) / MANIFEST).exists()
+
+    def collect_garbage(self, *, grace_s: float) -> list[Path]:
+        """Remove leftovers that no running process uses.
+
+        Args:
+            grace_s: Younger ones stay, in seconds; so do those whose key is locked.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        removed = []
+        for path in self.leftovers():
+            with os_errors(path), contextlib.suppress(FileNotFoundError, filelock.Timeout):
+                if time.time() - path.stat().st_mtime < grace_s:
+                    continue
+                with self._owner_lock(path):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                removed.append(path)
+        return removed
+
+    def _owner_lock(self, leftover: Path) -> contextlib.AbstractContextManager[object]:
+        if leftover.parent == self.staging:
+            stage, _, rest = leftover.name.partition(_BETWEEN)
+            key = rest.partition(_BETWEEN)[0]
+        else:
+            stage, key = leftover.parent.name, leftover.name
+        if not key:
+            return contextlib.nullcontext()
+        return self._file_lock(stage, key).acquire(timeout=0)

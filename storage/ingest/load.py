@@ -1,0 +1,347 @@
+"""Rows into DuckDB: every row is either a valid interaction or a reject with a reason."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from p2rec_core.errors import DataError
+from storage.ingest.engine import Engine, open_engine
+from storage.ingest.layout import FORMATS, Columns, Layout
+from storage.ingest.records import parquet_records, text_records
+from storage.ingest.source import TextSource, check_file, sha256_of
+from storage.ingest.timestamps import reject_bad_times
+
+MAX_ID_BYTES = 1024
+SHOWN_CHARACTERS = 200
+
+REASONS = {
+    "bad_quoting": "text follows a closing quote: double every literal quote",
+    "comment": "comments are not part of the format: remove the line",
+    "decimal_comma_timestamp": "write the number with a point and without separators of thousands",
+    "empty_item": "the item id is empty",
+    "empty_timestamp": "the timestamp is empty",
+    "empty_user": "the user id is empty",
+    "id_too_long": f"an id is longer than {MAX_ID_BYTES} bytes",
+    "infinite_timestamp": "the timestamp is infinite",
+    "long_row": "more fields than the header has",
+    "nan_timestamp": "the timestamp is not a number (NaN)",
+    "newline_in_id": "an id holds a line end",
+    "nul_byte": "the row holds a NUL byte",
+    "repeated_header": "the header again: files were concatenated",
+    "short_row": "fewer fields than the header has",
+    "text_timestamp": "the timestamp is text: write a number, for example Unix seconds",
+    "timestamp_out_of_range": "the timestamp lies before 1970 or after 2100 in the unit of the others",
+}
+"""Reason code → what it means."""
+
+REJECTS = pa.schema([("line", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
+
+_CREATE = (
+    "CREATE TABLE raw(line BIGINT, k BIGINT, user_id VARCHAR, item_id VARCHAR, stamp DOUBLE)",
+    "CREATE TABLE rejects(line BIGINT, reason VARCHAR, content VARCHAR)",
+    "CREATE TABLE tally(n_rows BIGINT, n_trimmed BIGINT, n_itemless BIGINT)",
+)
+
+_ID_REASONS = f"""
+    WHEN contains(user_id, chr(0)) OR contains(item_id, chr(0)) THEN 'nul_byte'
+    WHEN coalesce(user_id, '') = '' THEN 'empty_user'
+    WHEN coalesce(item_id, '') = '' THEN 'empty_item'
+    WHEN contains(user_id, chr(10)) OR contains(item_id, chr(10)) THEN 'newline_in_id'
+    WHEN strlen(user_id) > {MAX_ID_BYTES} OR strlen(item_id) > {MAX_ID_BYTES} THEN 'id_too_long'"""
+
+_TIME_REASONS = r"""
+    WHEN coalesce(stamp_text, '') = '' THEN 'empty_timestamp'
+    WHEN stamp IS NULL AND regexp_full_match(stamp_text, '[+-]?[0-9.]+(,[0-9]+)+')
+        THEN 'decimal_comma_timestamp'
+    WHEN stamp IS NULL OR contains(stamp_text, '_') THEN 'text_timestamp'
+    WHEN isnan(stamp) THEN 'nan_timestamp'
+    WHEN isinf(stamp) THEN 'infinite_timestamp'"""
+
+
+@dataclass(frozen=True)
+class RawInteractions:
+    """What a file holds, before anything is dropped on purpose.
+
+    Attributes:
+        interactions: line int64 (from 1), user_id string, item_id string, timestamp float64 (null where the
+            source has none), position int64 (rank in the file, from 0); in file order.
+        rejects: line int64, reason string (a key of ``REASONS``), content string (at most
+            ``SHOWN_CHARACTERS``); in file order.
+        n_rows: Rows that were read, the rejected among them; header and blank lines are none.
+        notices: Sentences about oddities that do not stop the reading.
+        sha256: Digest of the file.
+    """
+
+    interactions: pa.Table
+    rejects: pa.Table
+    n_rows: int
+    notices: list[str]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What ``load`` leaves beside the tables ``raw`` and ``rejects`` in the engine.
+
+    Attributes:
+        n_rows: Rows read.
+        n_rejected: Of these, rejected.
+        notices: Sentences about oddities.
+        sha256: Digest of the file.
+    """
+
+    n_rows: int
+    n_rejected: int
+    notices: list[str]
+    sha256: str
+
+
+def read_interactions(
+    path: Path,
+    *,
+    format: str,
+    user_column: str,
+    item_column: str,
+    timestamp_column: str | None,
+    on_error: str,
+    max_rejected: float,
+    memory_limit: str | None = None,
+) -> RawInteractions:
+    """Read a file of interactions and judge every row.
+
+    Args:
+        path: One file; text formats may be gzip.
+        format: ``sequences``, ``csv``, ``tsv``, ``parquet``, ``recbole`` or ``movielens``.
+        user_column: Column of the user's id; not used by ``sequences`` and ``movielens``.
+        item_column: Column of the item's id; likewise.
+        timestamp_column: Column of the time; None keeps the order of the file.
+        on_error: ``strict`` stops at rows that cannot be read, ``quarantine`` sets them aside.
+        max_rejected: Part of the rows, 0…1, that quarantine may reject.
+        memory_limit: Most memory of DuckDB before it spills, such as ``4GB``.
+
+    Returns:
+        Interactions and rejects.
+
+    Raises:
+        DataError: The file or its rows cannot be used; the message names file, line, column and value.
+        ValueError: ``format`` or ``on_error`` is unknown.
+    """
+    with open_engine(memory_limit) as engine:
+        loaded = load(
+            engine,
+            path,
+            format=format,
+            columns=Columns(user_column, item_column, timestamp_column),
+            on_error=on_error,
+            max_rejected=max_rejected,
+        )
+        interactions = engine.arrow(
+            """SELECT line, user_id, item_id, stamp AS timestamp,
+                row_number() OVER (ORDER BY line, k) - 1 AS position FROM raw ORDER BY position"""
+        )
+        return RawInteractions(interactions, rejects_of(engine), loaded.n_rows, loaded.notices, loaded.sha256)
+
+
+def rejects_of(engine: Engine) -> pa.Table:
+    """Hand out the rejected rows in file order, schema ``REJECTS``."""
+    return engine.arrow("SELECT line, reason, content FROM rejects ORDER BY line").cast(REJECTS)
+
+
+def load(engine: Engine, path: Path, *, format: str, columns: Columns, on_error: str, max_rejected: float) -> Loaded:
+    """Fill ``raw(line, k, user_id, item_id, stamp)`` and ``rejects`` from a file.
+
+    Args:
+        engine: Where to.
+        path: One file.
+        format: One of ``layout.FORMATS``.
+        columns: Names of the columns.
+        on_error: ``strict`` or ``quarantine``.
+        max_rejected: Part of the rows that quarantine may reject.
+
+    Returns:
+        Counts and notices.
+
+    Raises:
+        DataError: See ``read_interactions``.
+        ValueError: ``format`` or ``on_error`` is unknown.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"format {format!r} is none of {', '.join(FORMATS)}")
+    if on_error not in ("strict", "quarantine"):
+        raise ValueError(f"on_error {on_error!r} is neither 'strict' nor 'quarantine'")
+    check_file(path)
+    sha256 = sha256_of(path)
+    for statement in _CREATE:
+        engine.run(statement)
+    if format == "parquet":
+        notices = _load_parquet(engine, path, columns)
+        timed = columns.timestamp is not None
+    else:
+        notices, timed = _load_text(engine, path, format, columns)
+    if sha256_of(path) != sha256:
+        raise DataError(
+            f"{path} changed while it was being read.",
+            remedy="Wait until its writer has finished, then run again.",
+        )
+    if timed:
+        notices += reject_bad_times(engine, path)
+    n_rows, n_trimmed, n_itemless = (
+        int(value or 0) for value in engine.rows("SELECT sum(n_rows), sum(n_trimmed), sum(n_itemless) FROM tally")[0]
+    )
+    n_rejected = engine.number("SELECT count(*) FROM rejects")
+    _judge(engine, path, n_rows=n_rows, n_rejected=n_rejected, on_error=on_error, max_rejected=max_rejected)
+    if n_trimmed:
+        notices.append(f"White space around ids was removed in {n_trimmed} rows.")
+    if n_itemless:
+        notices.append(f"{n_itemless} users have no item at all and were left out.")
+    return Loaded(n_rows, n_rejected, notices, sha256)
+
+
+def _load_text(engine: Engine, path: Path, format: str, columns: Columns) -> tuple[list[str], bool]:
+    source = TextSource(path)
+    records = text_records(source, format=format, columns=columns)
+    layout = records.layout
+    for batch in records.batches:
+        with engine.table("batch", batch):
+            if layout.delimiter is None:
+                _stage_sequences(engine)
+            else:
+                _stage_delimited(engine, layout)
+    return source.notices, layout.timestamp is not None
+
+
+def _stage_sequences(engine: Engine) -> None:
+    """Cut ``user item item …`` lines; a reject is a whole line, k counts the items of a line."""
+    engine.run(
+        f"""CREATE OR REPLACE TEMP TABLE staged AS
+        WITH cut AS (
+            SELECT line, text, string_split_regex(trim(text, ' \t\f\v'), '[ \t\f\v]+') AS tokens FROM batch
+        )
+        SELECT line, tokens, CASE
+            WHEN contains(text, chr(0)) THEN 'nul_byte'
+            WHEN strlen(text) > {MAX_ID_BYTES} AND list_max(list_transform(tokens, lambda t: strlen(t)))
+                > {MAX_ID_BYTES} THEN 'id_too_long'
+            WHEN tokens[1] = '#' THEN 'comment'
+        END AS reason, CASE WHEN reason IS NOT NULL THEN text END AS text
+        FROM cut"""
+    )
+    engine.run(
+        """INSERT INTO raw SELECT line, k, user_id, item_id, NULL FROM (
+            SELECT line, generate_subscripts(tokens, 1) - 1 AS k, tokens[1] AS user_id,
+                unnest(tokens) AS item_id
+            FROM staged WHERE reason IS NULL
+        ) WHERE k > 0"""
+    )
+    engine.run(
+        """INSERT INTO tally
+        SELECT count(*), 0, count(*) FILTER (reason IS NULL AND len(tokens) = 1) FROM staged"""
+    )
+    _keep_rejects(engine)
+
+
+def _stage_delimited(engine: Engine, layout: Layout) -> None:
+    """Cut rows at the delimiter, or take the fields that the reader of quotes has cut."""
+    has_time = layout.timestamp is not None
+    stamp = "trim(fields[$stamp], ' \t')" if has_time else "NULL"
+    named = "user_id = $user_name AND item_id = $item_name" if layout.header else "false"
+    parameters: dict[str, object] = {
+        "delimiter": layout.delimiter,
+        "header_line": layout.header_line,
+        "user": layout.user + 1,
+        "item": layout.item + 1,
+        "n_fields": layout.n_fields,
+    }
+    if has_time:
+        parameters["stamp"] = (layout.timestamp or 0) + 1
+    if layout.header:
+        parameters |= {"user_name": layout.header[layout.user], "item_name": layout.header[layout.item]}
+    engine.run(
+        f"""CREATE OR REPLACE TEMP TABLE staged AS
+        WITH cut AS (
+            SELECT line, text, coalesce(fields, string_split(text, $delimiter)) AS fields
+            FROM batch WHERE line > $header_line
+        ), named AS (
+            SELECT line, text, fields,
+                trim(fields[$user], ' \t') AS user_id, trim(fields[$item], ' \t') AS item_id,
+                {stamp} AS stamp_text, try_cast(stamp_text AS DOUBLE) AS stamp,
+                strlen(user_id) < strlen(fields[$user]) OR strlen(item_id) < strlen(fields[$item]) AS trimmed
+            FROM cut
+        )
+        SELECT line, user_id, item_id, stamp, trimmed, CASE
+            WHEN len(fields) = 0 THEN 'bad_quoting'
+            WHEN contains(text, chr(0)) THEN 'nul_byte'
+            WHEN {named} THEN 'repeated_header'
+            WHEN len(fields) < $n_fields THEN 'short_row'
+            WHEN len(fields) > $n_fields THEN 'long_row'
+            {_ID_REASONS} {_TIME_REASONS if has_time else ""}
+        END AS reason, CASE WHEN reason IS NOT NULL THEN text END AS text
+        FROM named""",
+        parameters,
+    )
+    _keep(engine)
+
+
+def _load_parquet(engine: Engine, path: Path, columns: Columns) -> list[str]:
+    records = parquet_records(path, columns=columns)
+    has_time = columns.timestamp is not None
+    for batch in records.batches:
+        with engine.table("batch", batch):
+            engine.run(
+                f"""CREATE OR REPLACE TEMP TABLE staged AS
+                WITH named AS (
+                    SELECT line, trim("user", ' \t') AS user_id, trim(item, ' \t') AS item_id,
+                        trim(CAST(batch.stamp AS VARCHAR), ' \t') AS stamp_text,
+                        try_cast(batch.stamp AS DOUBLE) AS stamp,
+                        strlen(user_id) < strlen("user") OR strlen(item_id) < strlen(item) AS trimmed
+                    FROM batch
+                )
+                SELECT line, user_id, item_id, stamp, trimmed,
+                    CASE {_ID_REASONS} {_TIME_REASONS if has_time else ""} END AS reason,
+                    CASE WHEN reason IS NOT NULL THEN concat_ws(', ', user_id, item_id, stamp_text) END
+                    AS text
+                FROM named"""
+            )
+            _keep(engine)
+    return ["Timestamps carry no time zone and were taken as UTC."] if records.dated else []
+
+
+def _keep(engine: Engine) -> None:
+    engine.run("INSERT INTO raw SELECT line, 1, user_id, item_id, stamp FROM staged WHERE reason IS NULL")
+    engine.run("INSERT INTO tally SELECT count(*), count(*) FILTER (reason IS NULL AND trimmed), 0 FROM staged")
+    _keep_rejects(engine)
+
+
+def _keep_rejects(engine: Engine) -> None:
+    engine.run(
+        f"""INSERT INTO rejects SELECT line, reason, replace(left(text, {SHOWN_CHARACTERS}), chr(0), '\\0')
+        FROM staged WHERE reason IS NOT NULL"""
+    )
+
+
+def _judge(engine: Engine, path: Path, *, n_rows: int, n_rejected: int, on_error: str, max_rejected: float) -> None:
+    """Stop if there is nothing, or too much that cannot be read."""
+    if n_rejected and (on_error == "strict" or n_rejected > max_rejected * n_rows):
+        raise _rejected(engine, path, n_rows, n_rejected, on_error, max_rejected)
+    if engine.number("SELECT count(*) FROM raw") == 0:
+        what = "no rows below its header" if n_rows == 0 else "no usable row"
+        raise DataError(f"{path} holds no interactions: {what}.", remedy="Check the export that wrote it.")
+
+
+def _rejected(
+    engine: Engine, path: Path, n_rows: int, n_rejected: int, on_error: str, max_rejected: float
+) -> DataError:
+    table = engine.rows(
+        """SELECT reason, count(*), list(line ORDER BY line)[1:5], arg_min(content, line)
+        FROM rejects GROUP BY reason ORDER BY min(line), reason"""
+    )
+    rows = [f"{'reason':<24} {'rows':>8}  first lines; first row; meaning"]
+    for reason, count, lines, content in table:
+        shown = content if len(content) <= 60 else content[:60] + "…"
+        rows.append(f"{reason:<24} {count:>8}  {', '.join(map(str, lines))}; {shown!r}; {REASONS[reason]}")
+    allowed = "" if on_error == "strict" else f", more than max_rejected = {max_rejected:g} allows"
+    remedy = "Mend these rows, or set on_error to 'quarantine' to set them aside."
+    if on_error == "quarantine":
+        remedy = "Mend these rows, or raise max_rejected if they may be lost."
+    listing = "\n".join(rows)
+    return DataError(f"{path}: {n_rejected} of {n_rows} rows cannot be read{allowed}.\n{listing}\n", remedy=remedy)

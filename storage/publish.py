@@ -1,0 +1,247 @@
+"""Publishing an artefact: written beside the store, read back, and only then moved into it."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
+from storage import tensors as tensor_files
+from storage.disk import DurableFile, hash_file, make_directory, os_errors, sync_directory, write_durably
+from storage.manifest import MANIFEST, SUFFIX, FileEntry, InputRef, Kind, Manifest, checked_name, render_json
+from storage.reading import Artefact
+from storage.schemas import conform
+
+if TYPE_CHECKING:
+    from storage.artefacts import Store
+
+_ROW_GROUP = 128 * 1024
+_DEFECT = "The disk or its driver changes data: check it, then run the pipeline again."
+
+
+class ArtefactWriter:
+    """Collects the files of one artefact in a staging directory; ``Store.write`` makes one.
+
+    Every file is flushed, read back and compared as it is written.
+    """
+
+    def __init__(
+        self,
+        store: "Store",
+        stage: str,
+        key: str,
+        *,
+        staging: Path,
+        settings: dict[str, Any],
+        inputs: dict[str, InputRef],
+        fingerprint: str,
+    ) -> None:
+        self._store = store
+        self._stage = stage
+        self._key = key
+        self._staging = staging
+        self._settings = settings
+        self._inputs = inputs
+        self._fingerprint = fingerprint
+        self._files: dict[str, FileEntry] = {}
+        self._published = False
+
+    def table(self, name: str, data: pa.Table) -> None:
+        """Write a table as Parquet.
+
+        Args:
+            name: One of ``schemas.TABLES``; also the name of the file.
+            data: Rows that conform to that table's schema.
+
+        Raises:
+            StoreError: The data does not conform, or cannot be written.
+            ArtefactDamaged: What was read back is not what was written.
+        """
+        data = conform(name, data)
+        path = self._new_path(name, "table")
+        entry_bytes = int(data.nbytes)
+
+        def write(file: DurableFile) -> None:
+            pq.write_table(data, file, row_group_size=_ROW_GROUP, compression="zstd", write_page_checksum=True)
+
+        sha256, n_bytes = self._write(path, write, entry_bytes)
+        with os_errors(path):
+            columns = _read_back(path, data)
+        self._files[name] = FileEntry(name, path.name, "table", data.num_rows, n_bytes, sha256, columns)
+
+    def tensors(self, name: str, tensors: tensor_files.Tensors, metadata: dict[str, str] | None = None) -> None:
+        """Write arrays by name as safetensors.
+
+        Args:
+            name: Name of the file.
+            tensors: Arrays of numbers or booleans, by name.
+            metadata: Text by text, kept in the file's header.
+
+        Raises:
+            StoreError: An array cannot be stored, or the file cannot be written.
+            ArtefactDamaged: What was read back is not what was written.
+        """
+        self._bytes(name, "tensors", tensor_files.encode(tensors, metadata), tensor_files.describe(tensors))
+
+    def json(self, name: str, obj: object) -> None:
+        """Write a JSON value.
+
+        Args:
+            name: Name of the file.
+            obj: What ``canonical_json`` takes.
+
+        Raises:
+            StoreError: The value cannot be stored as JSON, or the file cannot be written.
+            ArtefactDamaged: What was read back is not what was written.
+        """
+        self._bytes(name, "json", render_json(obj), {})
+
+    def publish(self, info: dict[str, Any], wall_s: float, *, replace: bool = False) -> Artefact:
+        """Write the manifest and move the artefact into the store.
+
+        If the store already holds the artefact, whole and with the same content, that one is returned; one
+        that is damaged is set aside. The workspace of the key is removed.
+
+        Args:
+            info: What else to report, such as counts.
+            wall_s: Seconds that the stage took.
+            replace: Whether whole but different content under this key is set aside; equal content stays.
+
+        Raises:
+            StoreError: The store cannot be written, or holds other content under this key and ``replace`` is not set.
+        """
+        self._refuse_if_published()
+        manifest = Manifest.create(
+            self._stage,
+            self._key,
+            settings=self._settings,
+            inputs=self._inputs,
+            fingerprint=self._fingerprint,
+            files=dict(sorted(self._files.items())),
+            info=info,
+            wall_s=wall_s,
+        )
+        data = manifest.render()
+        final = self._store.place(self._stage, self._key)
+        with os_errors(self._staging, n_bytes=len(data)):
+            write_durably(self._staging / MANIFEST, data)
+            sync_directory(self._staging)
+        artefact = self._already_there(manifest, replace)
+        if artefact is None:
+            with os_errors(final):
+                make_directory(final.parent)
+                os.rename(self._staging, final)
+                sync_directory(final.parent)
+            artefact = Artefact(self._stage, self._key, final, manifest)
+        self._published = True
+        shutil.rmtree(self._store.workspace_path(self._stage, self._key), ignore_errors=True)
+        return artefact
+
+    def _already_there(self, manifest: Manifest, replace: bool) -> Artefact | None:
+        """The artefact in the store if it is whole and equal; a damaged one is set aside first."""
+        if not self._store.place(self._stage, self._key).exists():
+            return None
+        try:
+            found = self._store.find(self._stage, self._key)
+            if found is None:
+                raise ArtefactMissing("It has no manifest.", remedy="")
+            self._store.verify(found)
+        except (ArtefactDamaged, ArtefactMissing) as error:
+            self._store.discard(self._stage, self._key, error.problem)
+            return None
+        ours, theirs = _hashes(manifest), _hashes(found.manifest)
+        if ours != theirs:
+            if replace:
+                self._store.discard(self._stage, self._key, "A forced recomputation gave other content.")
+                return None
+            differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+            raise StoreError(
+                f"The store already holds {self._stage}/{self._key} with other content "
+                f"(differing: {', '.join(differing)}); an artefact is never overwritten.",
+                remedy="Run the stage with --force to set the stored one aside.",
+            )
+        return found
+
+    def _bytes(self, name: str, kind: Kind, data: bytes, columns: dict[str, str]) -> None:
+        path = self._new_path(name, kind)
+        sha256, n_bytes = self._write(path, lambda file: file.write(data), len(data))
+        self._files[name] = FileEntry(name, path.name, kind, None, n_bytes, sha256, columns)
+
+    def _new_path(self, name: str, kind: Kind) -> Path:
+        self._refuse_if_published()
+        path = self._staging / (checked_name("a file name", name) + SUFFIX[kind])
+        if name in self._files or path.name == MANIFEST:
+            raise StoreError(
+                f"Artefact {self._stage}/{self._key} already has a file '{name}'.", remedy="Use another name."
+            )
+        return path
+
+    def _write(self, path: Path, write: Callable[[DurableFile], object], n_bytes: int) -> tuple[str, int]:
+        with os_errors(path, n_bytes=n_bytes):
+            with contextlib.closing(DurableFile(path)) as file:
+                write(file)
+                expected = file.sync()
+            found = hash_file(path)
+        if found != expected:
+            raise ArtefactDamaged(
+                f"The file {path} is not what was written to it: expected sha256 {expected}, found {found}.",
+                remedy=_DEFECT,
+            )
+        return expected, file.n_bytes
+
+    def _refuse_if_published(self) -> None:
+        if self._published:
+            raise StoreError(
+                f"Artefact {self._stage}/{self._key} is published already and does not change any more.",
+                remedy="Write every file before publish.",
+            )
+
+
+@contextlib.contextmanager
+def staged(staging: Path) -> Iterator[None]:
+    """Make a staging directory and, however the block ends, leave none behind."""
+    with os_errors(staging):
+        os.mkdir(staging)
+    try:
+        yield
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _read_back(path: Path, data: pa.Table) -> dict[str, str]:
+    """Compare a Parquet file with what was written to it; the types by column as it gives them."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        start = 0
+        for i in range(file.num_row_groups):
+            group = file.read_row_group(i)
+            if not _same(group, data.slice(start, group.num_rows)):
+                break
+            start += group.num_rows
+        if start != data.num_rows or file.schema_arrow != data.schema:
+            raise ArtefactDamaged(
+                f"The file {path} does not hold what was written to it, from row {start} on.", remedy=_DEFECT
+            )
+        return {field.name: str(field.type) for field in file.schema_arrow}
+
+
+def _same(left: pa.Table, right: pa.Table) -> bool:
+    """Whether two tables are equal; unlike ``Table.equals``, bit by bit also where a value is NaN."""
+    return all(_bits(left.column(name)).equals(_bits(right.column(name))) for name in right.column_names)
+
+
+def _bits(column: pa.ChunkedArray) -> pa.Array:
+    values = column.combine_chunks()
+    if pa.types.is_float64(values.type):
+        return values.view(pa.int64())
+    if pa.types.is_float32(values.type):
+        return values.view(pa.int32())
+    return values
+
+
+def _hashes(manifest: Manifest) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in manifest.files.items()}

@@ -1,0 +1,81 @@
+"""Properties that hold for any interactions."""
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2rec_core.errors import DataError
+from storage.ingest import ingest
+
+LOGS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 20)), min_size=1, max_size=70)
+
+
+def run(log, k_user, k_item, seed=1):
+    text = "user_id,item_id,timestamp\n" + "".join(f"u{u},i{i},{t}\n" for u, i, t in log)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.csv"
+        path.write_text(text)
+        return ingest(
+            path,
+            format="csv",
+            user_column="user_id",
+            item_column="item_id",
+            timestamp_column="timestamp",
+            min_user_interactions=k_user,
+            min_item_interactions=k_item,
+            drop_duplicates=False,
+            on_error="strict",
+            max_rejected=0.0,
+            seed=seed,
+        )
+
+
+def naive_core(log, k_user, k_item):
+    rows = [(f"u{u}", f"i{i}", t, p) for p, (u, i, t) in enumerate(log)]
+    while True:
+        users, items = Counter(row[0] for row in rows), Counter(row[1] for row in rows)
+        kept = [row for row in rows if users[row[0]] >= k_user and items[row[1]] >= k_item]
+        if kept == rows:
+            return rows
+        rows = kept
+
+
+@settings(max_examples=30, deadline=None)
+@given(log=LOGS, k_user=st.integers(1, 5), k_item=st.integers(1, 5))
+def test_ingest_equals_a_naive_oracle(log, k_user, k_item):
+    core = naive_core(log, k_user, k_item)
+    if not core:
+        with pytest.raises(DataError, match="leave none"):
+            run(log, k_user, k_item)
+        return
+    result = run(log, k_user, k_item)
+    item_id = dict(enumerate(result.items["item_id"].to_pylist(), start=1))
+    user_id = dict(enumerate(result.users["user_id"].to_pylist(), start=1))
+    found = {user_id[r["user_idx"]]: [item_id[i] for i in r["items"]] for r in result.sequences.to_pylist()}
+    validation = {user_id[r["user_idx"]]: item_id[r["item_idx"]] for r in result.validation.to_pylist()}
+    test = {user_id[r["user_idx"]]: item_id[r["item_idx"]] for r in result.test.to_pylist()}
+    expected = {}
+    for user, item, _, _ in sorted(core, key=lambda row: (row[0], row[2], row[3])):
+        expected.setdefault(user, []).append(item)
+    split = {user for user, items in expected.items() if len(items) >= 3}
+    assert set(validation) == set(test) == split
+    for user, items in expected.items():
+        whole = found[user] + ([validation[user], test[user]] if user in split else [])
+        assert whole == items
+    assert list(found) == sorted(expected)
+
+
+@settings(max_examples=10, deadline=None)
+@given(log=LOGS, seed=st.integers(0, 2**31 - 1), shuffler=st.randoms(use_true_random=False))
+def test_item_numbers_are_a_bijection_that_the_order_of_rows_cannot_change(log, seed, shuffler):
+    result = run(log, 1, 1, seed)
+    ids = result.items["item_id"].to_pylist()
+    assert result.items["item_idx"].to_pylist() == list(range(1, len(ids) + 1))
+    assert sorted(ids) == sorted({f"i{i}" for _, i, _ in log})
+    shuffled = list(log)
+    shuffler.shuffle(shuffled)
+    assert run(shuffled, 1, 1, seed).items["item_id"].to_pylist() == ids
