@@ -1,0 +1,53 @@
+"""The command line: ``p2rec``.
+
+Commands are loaded when they are called, so that ``p2rec --help`` starts in a blink.
+"""
+
+import os
+import sys
+import traceback
+
+from cyclopts import App
+
+from p2rec_core.errors import P2RecError
+
+TRACEBACK_VARIABLE = "P2REC_TRACEBACK"
+"""Any value other than 0 shows the traceback of an error."""
+
+app = App(
+    name="p2rec",
+    help="P2Rec: user-level LLM fine-tuning for sequential recommendation, as cached stages.",
+    help_epilogue="Exit status: 0 done; 1 other; 2 settings; 3 data; 4 store; 5 model; 130 interrupted.",
+    version_flags=["--version"],
+)
+app.command("flows.cli.run:run", name="run", help="Run all eight stages on a dataset.")
+app.command("flows.cli.run:stage", name="stage", help="Run one stage ad hoc.")
+app.command("flows.cli.show:show", name="show", help="Show a snapshot: artefacts, lineage, sizes, what a run would do.")
+app.command("flows.cli.show:query", name="query", help="Ask a snapshot with SQL.")
+app.command("flows.cli.show:settings", name="settings", help="List every setting.")
+
+data = App(name="data", help="Datasets: list, fetch, describe, import.")
+data.command("flows.cli.data:list_datasets", name="list", help="List known and imported datasets.")
+data.command("flows.cli.data:fetch", name="fetch", help="Find or download a known dataset and verify it.")
+data.command("flows.cli.data:describe", name="describe", help="Statistics of a dataset.")
+data.command("flows.cli.data:import_file", name="import", help="Check a file of interactions and give it a name.")
+app.command(data)
+
+
+def main() -> None:
+    """Run the command line; an error is one message with its remedy, and an exit status of its own."""
+    try:
+        app()
+    except P2RecError as error:
+        if os.environ.get(TRACEBACK_VARIABLE, "0") != "0":
+            traceback.print_exc()
+        print(f"error: {error.problem}\n  {error.remedy}", file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print(  # noqa: T201
+            "\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr
+        )
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)

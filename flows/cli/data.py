@@ -1,0 +1,133 @@
+"""``p2rec data``: list, fetch, describe, import."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.terminal import StageBars
+from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
+from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings
+from storage.artefacts import Store
+from storage.datasets import DATASETS, DIRECTORY_VARIABLE
+from tasks.ingest import ingest_call
+from tasks.sources import find_source, imported_datasets, register
+from tasks.stage import StageResult, run_stage
+
+
+def list_datasets(*, store: StoreOption = DEFAULT_STORE) -> None:
+    """List known datasets and those imported into the store."""
+    directory = os.environ.get(DIRECTORY_VARIABLE)
+    table = Table("dataset", "users", "items", "interactions", "what it is", title_justify="left")
+    for known in DATASETS.values():
+        table.add_row(
+            known.name,
+            f"{known.n_users:,}",
+            f"{known.n_items:,}",
+            f"{known.n_interactions:,}",
+            f"{known.title}{' (synthetic)' if known.synthetic else ''}",
+        )
+    if (store / "store.json").exists():
+        for name in imported_datasets(Store.open(store, create=False)):
+            table.add_row(name, "", "", "", "imported")
+    Console().print(table)
+    Console().print(
+        f"{DIRECTORY_VARIABLE} = {directory}" if directory else f"{DIRECTORY_VARIABLE} is not set",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def fetch(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE) -> None:
+    """Find a known dataset on this machine or download it, and verify it.
+
+    Example:
+        p2rec data fetch -d beauty
+    """
+    opened = Store.open(store)
+    with StageBars(enabled=True) as bars:
+        source = find_source(
+            dataset, opened, progress=lambda done, total: bars("download", done, total or done, f"{done:,} bytes")
+        )
+    Console().print(f"{dataset}: {source.path}, verified", highlight=False, soft_wrap=True)
+
+
+def describe(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
+    """Import a dataset, if it is not yet, and print its statistics.
+
+    Example:
+        p2rec data describe -d ml-1m
+    """
+    opened = Store.open(store)
+    source = find_source(dataset, opened)
+    settings = IngestSettings.model_validate(pipeline_settings(dataset=dataset).ingest.model_dump() | source.ingest)
+    _print_statistics(dataset, _ingest(source.path, settings, opened, as_json), as_json)
+
+
+def import_file(
+    path: Annotated[Path, Parameter(help="The file of interactions.")],
+    /,
+    *,
+    name: Annotated[str, Parameter(name="--name", help="Name to give it: a-z 0-9 . _ -")],
+    format: Annotated[SourceFormat, Parameter(name="--format", help="Its layout.")],
+    user_column: Annotated[str, Parameter(name="--user-column")] = "user_id",
+    item_column: Annotated[str, Parameter(name="--item-column")] = "item_id",
+    timestamp_column: Annotated[
+        str | None, Parameter(name="--timestamp-column", help='"none" keeps the order of the file.')
+    ] = "timestamp",
+    min_user_interactions: Annotated[int, Parameter(name="--min-user-interactions")] = 5,
+    min_item_interactions: Annotated[int, Parameter(name="--min-item-interactions")] = 5,
+    on_error: Annotated[
+        OnError, Parameter(name="--on-error", help="What to do with rows that cannot be read.")
+    ] = OnError.STRICT,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a file of interactions, import it and give it a name for `p2rec run --dataset NAME`.
+
+    Examples:
+        p2rec data import clicks.csv --name clicks --format csv --user-column visitor --item-column sku
+        p2rec data import ratings.dat --name ratings --format movielens
+    """
+    settings = IngestSettings(
+        format=format,
+        user_column=user_column,
+        item_column=item_column,
+        timestamp_column=None if timestamp_column == "none" else timestamp_column,
+        min_user_interactions=min_user_interactions,
+        min_item_interactions=min_item_interactions,
+        on_error=on_error,
+    )
+    opened = Store.open(store)
+    result = _ingest(path, settings, opened, as_json)
+    register(opened, name, path, settings)
+    _print_statistics(name, result, as_json)
+
+
+def _ingest(path: Path, settings: IngestSettings, store: Store, as_json: bool) -> StageResult:
+    with StageBars(enabled=not as_json) as bars:
+        return run_stage(
+            ingest_call(path, settings),
+            store,
+            runtime=RuntimeSettings(),
+            progress=lambda done, total, message: bars("import", done, total, message),
+        )
+
+
+def _print_statistics(dataset: str, result: StageResult, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({"dataset": dataset, **result.info}) + "\n")
+        return
+    table = Table("statistic", title=dataset, title_justify="left")
+    table.add_column("value", justify="right")
+    for name, value in result.info["counts"].items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+    Console().print(table)
+    for notice in result.info["notices"]:
+        Console().print(f"note: {notice}", highlight=False)

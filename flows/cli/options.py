@@ -1,0 +1,17 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+DatasetOption = Annotated[str, Parameter(name=("--dataset", "-d"), help="Name of a dataset; `p2rec data list`.")]
+StoreOption = Annotated[Path, Parameter(name="--store", env_var="P2REC_STORE", help="Directory of the artefact store.")]
+ConfigOption = Annotated[Path | None, Parameter(name=("--config", "-c"), help="TOML file with one table per stage.")]
+SetOption = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="One setting, e.g. --set clusters.n_clusters=20; may be repeated."),
+]
+JsonOption = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for a program to read.")]
+
+DEFAULT_STORE = Path(".p2rec")

@@ -1,0 +1,181 @@
+"""``p2rec run`` and ``p2rec stage``."""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from flows.cli.options import (
+    DEFAULT_STORE,
+    ConfigOption,
+    DatasetOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+)
+from flows.cli.terminal import StageBars, print_plan, print_report
+from flows.prepare import cached_report, chosen_slots, prepared_slots, upstream
+from flows.report import RunReport
+from p2rec_core.errors import P2RecError
+from p2rec_core.settings.pipeline import PipelineSettings, Profile, pipeline_settings
+from storage.artefacts import ArtefactRef, Store
+from storage.snapshots import read_snapshot
+from tasks.plan import plan
+from tasks.progress import listening
+
+ProfileOption = Annotated[Profile, Parameter(name="--profile", help="Defaults for the machine: cpu or gpu.")]
+ForceOption = Annotated[bool, Parameter(name="--force", negative="", help="Compute even what is cached.")]
+DryRunOption = Annotated[
+    bool, Parameter(name="--dry-run", negative="", help="Say what would be computed and why, and stop.")
+]
+
+
+def run(
+    *,
+    dataset: DatasetOption = "sample",
+    profile: ProfileOption = Profile.CPU,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run all eight stages on a dataset; what is in the store already is verified and reused.
+
+    Examples:
+        p2rec run                                         the embedded sample
+        p2rec run --dataset beauty
+        p2rec run -d beauty --set recommender.encoder.n_layers=1
+        p2rec run -d beauty --dry-run
+    """
+    begun = time.monotonic()
+    settings = pipeline_settings(dataset=dataset, profile=profile, config=config, assignments=assignments or ())
+    if dry_run:
+        _dry_run(dataset, settings, store, stage=None, downstream=True, as_json=as_json)
+        return
+    opened = Store.open(store)
+    report = None if force else _nothing_to_do(dataset, settings, opened, begun)
+    if report is None:
+        _quiet_prefect()
+        from flows.pipeline import pipeline
+
+        with StageBars(enabled=not as_json) as bars, listening(bars):
+            values = pipeline(dataset=dataset, settings=settings, store=store, force=force)
+        report = RunReport.from_json(values)
+    _show(report, opened, as_json)
+
+
+def stage(
+    name: Annotated[str, Parameter(help="A stage (clusters) or a slot (recommender.sasrec.p2rec).")],
+    /,
+    *,
+    dataset: DatasetOption = "sample",
+    profile: ProfileOption = Profile.CPU,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    downstream: Annotated[
+        bool, Parameter(name="--downstream", help="Also run what depends on it and publish the snapshot.")
+    ] = True,
+    force: ForceOption = False,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run one stage ad hoc, with what depends on it (default) or without.
+
+    Examples:
+        p2rec stage clusters -d beauty --set clusters.n_clusters=100
+        p2rec stage finetune -d beauty --force --no-downstream
+        p2rec stage knowledge -d beauty --dry-run
+    """
+    settings = pipeline_settings(dataset=dataset, profile=profile, config=config, assignments=assignments or ())
+    if dry_run:
+        _dry_run(dataset, settings, store, stage=name, downstream=downstream, as_json=as_json)
+        return
+    opened = Store.open(store)
+    slots, _ = prepared_slots(dataset, settings, opened)
+    chosen_slots(slots, name)
+    _quiet_prefect()
+    from flows.pipeline import rerun_stage
+
+    with StageBars(enabled=not as_json) as bars, listening(bars):
+        values = rerun_stage(
+            dataset=dataset,
+            stage=name,
+            settings=settings,
+            store=store,
+            with_downstream=downstream,
+            force=force,
+        )
+    _show(RunReport.from_json(values), opened, as_json)
+
+
+def _show(report: RunReport, store: Store, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json(), ensure_ascii=False) + "\n")
+    else:
+        print_report(report, store)
+
+
+def _nothing_to_do(dataset: str, settings: PipelineSettings, store: Store, begun: float) -> RunReport | None:
+    """Answer from the store where all is cached; a configured Prefect server sees every run, though."""
+    if _server_configured():
+        return None
+    slots, synthetic = prepared_slots(dataset, settings, store)
+    return cached_report(dataset, synthetic, list(plan(slots, store, {})), store, begun)
+
+
+def _dry_run(
+    dataset: str, settings: PipelineSettings, store: Path, *, stage: str | None, downstream: bool, as_json: bool
+) -> None:
+    opened = Store.open(store)
+    slots, _ = prepared_slots(dataset, settings, opened)
+    if stage is not None and not downstream:
+        slots = upstream(slots, chosen_slots(slots, stage))
+    elif stage is not None:
+        chosen_slots(slots, stage)
+    planned = list(plan(slots, opened, _present(opened, dataset)))
+    if as_json:
+        rows: list[dict[str, Any]] = [
+            {"slot": p.slot.name, "key": p.key, "cached": p.cached, "reason": p.reason} for p in planned
+        ]
+        sys.stdout.write(json.dumps(rows) + "\n")
+    else:
+        print_plan(planned)
+
+
+def _present(store: Store, dataset: str) -> dict[str, ArtefactRef]:
+    """Slots of the current snapshot, empty before the first one."""
+    try:
+        return read_snapshot(store, dataset).entries
+    except P2RecError:
+        return {}
+
+
+def _server_configured() -> bool:
+    """Whether runs go to a Prefect server of the user's; found out without importing Prefect."""
+    if os.environ.get("PREFECT_API_URL"):
+        return True
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    profiles = home / "profiles.toml"
+    return profiles.exists() and "PREFECT_API_URL" in profiles.read_text(encoding="utf-8", errors="replace")
+
+
+def _quiet_prefect() -> None:
+    """Settings for a Prefect inside a command: no telemetry, its log lines to the API and not to the terminal."""
+    defaults = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        # the first start of a server on a slow machine migrates its database
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("httpx").setLevel(logging.WARNING)

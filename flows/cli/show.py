@@ -1,0 +1,225 @@
+"""``p2rec show``, ``p2rec query`` and ``p2rec settings``."""
+
+import csv
+import json
+import sys
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from flows.cli.options import (
+    DEFAULT_STORE,
+    ConfigOption,
+    DatasetOption,
+    JsonOption,
+    SetOption,
+    StoreOption,
+)
+from flows.cli.terminal import print_plan
+from flows.prepare import prepared_slots
+from p2rec_core.errors import SettingsError
+from p2rec_core.settings.pipeline import Profile, describe_settings, pipeline_settings
+from storage.artefacts import Artefact, Store
+from storage.snapshots import Snapshot, list_snapshots, read_snapshot
+from tasks.plan import plan
+
+SnapshotOption = Annotated[int | None, Parameter(name="--snapshot", help="Its number; default the current one.")]
+_SHOWN_VALUES = 6
+_SHOWN_ROWS = 100
+
+
+def show(
+    slot: Annotated[str | None, Parameter(help="A slot (knowledge); without, the whole snapshot.")] = None,
+    /,
+    *,
+    dataset: DatasetOption = "sample",
+    snapshot: SnapshotOption = None,
+    profile: Annotated[Profile, Parameter(name="--profile")] = Profile.CPU,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    planned: Annotated[
+        bool, Parameter(name="--plan", negative="", help="What a run with these settings would compute, and why.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a snapshot's artefacts, one artefact with its lineage, or what a run would do.
+
+    Examples:
+        p2rec show -d beauty
+        p2rec show knowledge -d beauty
+        p2rec show -d beauty --plan --set clusters.n_clusters=100
+    """
+    opened = Store.open(store, create=False)
+    if planned:
+        settings = pipeline_settings(dataset=dataset, profile=profile, config=config, assignments=assignments or ())
+        slots, _ = prepared_slots(dataset, settings, opened)
+        print_plan(list(plan(slots, opened, read_snapshot(opened, dataset).entries)))
+        return
+    chosen = read_snapshot(opened, dataset, snapshot)
+    for note in chosen.notes:
+        Console(stderr=True).print(f"note: {note}", highlight=False)
+    if slot is None:
+        _show_snapshot(opened, chosen, as_json)
+        return
+    if slot not in chosen.entries:
+        raise SettingsError(
+            f"Snapshot {chosen.number} of {dataset!r} has no slot {slot!r}.",
+            remedy=f"Choose one of: {', '.join(chosen.entries)}.",
+        )
+    _show_artefact(opened, opened.load(chosen.entries[slot]), as_json)
+
+
+def _show_snapshot(store: Store, snapshot: Snapshot, as_json: bool) -> None:
+    artefacts = {slot: store.load(ref) for slot, ref in snapshot.entries.items()}
+    rows = [
+        {
+            "slot": slot,
+            "artefact": f"{a.stage}/{a.key}",
+            "files": {n: {"rows": e.rows, "bytes": e.bytes, "sha256": e.sha256} for n, e in a.files.items()},
+            "wall_s": a.manifest.wall_s,
+            "created_utc": a.manifest.created_utc,
+        }
+        for slot, a in artefacts.items()
+    ]
+    if as_json:
+        sys.stdout.write(json.dumps({"snapshot": snapshot.number, "slots": rows}) + "\n")
+        return
+    label = f"{snapshot.dataset} (synthetic)" if snapshot.info.get("synthetic") else snapshot.dataset
+    table = Table("slot", "files", title=f"Snapshot {snapshot.number} of {label}", title_justify="left")
+    for column in ("rows", "MiB", "computed in s"):
+        table.add_column(column, justify="right")
+    table.add_column("artefact", no_wrap=True)
+    for slot, a in artefacts.items():
+        entries = list(a.files.values())
+        table.add_row(
+            slot,
+            "\n".join(e.name for e in entries),
+            "\n".join("" if e.rows is None else f"{e.rows:,}" for e in entries),
+            "\n".join(f"{e.bytes / 2**20:.2f}" for e in entries),
+            f"{a.manifest.wall_s:.1f}",
+            f"{a.stage}/{a.key[:12]}",
+        )
+    Console().print(table)
+    numbers = ", ".join(str(s.number) for s in list_snapshots(store, snapshot.dataset))
+    unique = {a.path: sum(e.bytes for e in a.files.values()) for a in artefacts.values()}
+    Console().print(
+        f"{sum(unique.values()) / 2**20:.1f} MiB in {len(unique)} artefacts under {store.root}; snapshots: {numbers}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _show_artefact(store: Store, artefact: Artefact, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write((artefact.path / "manifest.json").read_text(encoding="utf-8"))
+        return
+    manifest = artefact.manifest
+    console = Console()
+    tree = Tree(f"[bold]{artefact.stage}/{artefact.key}[/]")
+    tree.add(f"path: {artefact.path}")
+    tree.add(f"computed {manifest.created_utc} in {manifest.wall_s:.1f} s; code {manifest.fingerprint[:12]}")
+    files = tree.add("files")
+    for entry in artefact.files.values():
+        rows = "" if entry.rows is None else f"{entry.rows:,} rows, "
+        branch = files.add(f"{entry.name}: {rows}{entry.bytes:,} bytes, sha256 {entry.sha256[:16]}")
+        for name, kind in entry.columns.items():
+            branch.add(f"{name}: {kind}")
+    settings = tree.add("settings")
+    for name, value in sorted(manifest.settings.items()):
+        settings.add(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    info = tree.add("facts")
+    for name, value in sorted(manifest.info.items()):
+        text = json.dumps(value, ensure_ascii=False)
+        info.add(f"{name} = {text if len(text) < 300 else text[:300] + ' …'}")
+    _add_lineage(tree.add("lineage"), store, artefact, set())
+    console.print(tree, highlight=False, soft_wrap=True)
+
+
+def _add_lineage(branch: Tree, store: Store, artefact: Artefact, seen: set[tuple[str, str]]) -> None:
+    for name, ref in artefact.manifest.inputs.items():
+        text = f"{name} ← {ref.stage}/{ref.key[:12]} {ref.file} ({ref.sha256[:12]})"
+        again = (ref.stage, ref.key) in seen
+        node = branch.add(text + (" …" if again and ref.stage != "source" else ""))
+        if ref.stage == "source" or again:
+            continue
+        seen.add((ref.stage, ref.key))
+        found = store.find(ref.stage, ref.key)
+        if found is None:
+            node.add("[red]no longer in the store[/]")
+        else:
+            _add_lineage(node, store, found, seen)
+
+
+def query(
+    sql: Annotated[str, Parameter(help="One SELECT over the snapshot's views; ? and $name are parameters.")],
+    /,
+    *,
+    dataset: DatasetOption = "sample",
+    snapshot: SnapshotOption = None,
+    parameters: Annotated[
+        list[str] | None, Parameter(name=("--param", "-p"), help="Value of the next ?; may be repeated.")
+    ] = None,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, Parameter(name="--csv", negative="", help="Print CSV.")] = False,
+) -> None:
+    """Ask a snapshot with SQL; DuckDB answers from the Parquet files.
+
+    Examples:
+        p2rec query "SHOW TABLES"
+        p2rec query "SELECT * FROM metrics WHERE split = 'test' AND seen = 'keep'" -d beauty
+        p2rec query "SELECT preference FROM user_preferences WHERE user_id = ?" -p 42
+        p2rec query "SELECT item_id FROM item_clusters WHERE cluster = 3" --csv
+    """
+    from storage.catalogue import Catalogue
+
+    opened = Store.open(store, create=False)
+    with Catalogue(opened, read_snapshot(opened, dataset, snapshot)) as catalogue:
+        table = catalogue.query(sql, parameters or [])
+    rows: list[dict[str, Any]] = table.to_pylist()
+    if as_json:
+        sys.stdout.write(json.dumps(rows, ensure_ascii=False, default=str) + "\n")
+    elif as_csv:
+        writer = csv.DictWriter(sys.stdout, table.column_names)
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        shown = Table(*table.column_names)
+        for row in rows[:_SHOWN_ROWS]:
+            shown.add_row(*(_cell(value) for value in row.values()))
+        Console().print(shown, markup=False)
+        rest = f", the first {_SHOWN_ROWS} shown; --csv prints all" if len(rows) > _SHOWN_ROWS else ""
+        Console().print(f"{len(rows)} rows{rest}", highlight=False)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        head = ", ".join(_cell(v) for v in value[:_SHOWN_VALUES])
+        return f"[{head}, … {len(value)} values]" if len(value) > _SHOWN_VALUES else f"[{head}]"
+    return str(value)
+
+
+def settings(
+    *,
+    dataset: DatasetOption = "sample",
+    profile: Annotated[Profile, Parameter(name="--profile")] = Profile.CPU,
+    config: ConfigOption = None,
+    assignments: SetOption = None,
+) -> None:
+    """List every setting with its value for a dataset and profile.
+
+    Examples:
+        p2rec settings -d ml-1m
+        p2rec settings --profile gpu
+    """
+    chosen = pipeline_settings(dataset=dataset, profile=profile, config=config, assignments=assignments or ())
+    table = Table("setting", "value", "meaning")
+    for name, value, meaning in describe_settings(chosen):
+        table.add_row(name, value, meaning)
+    Console().print(table, markup=False)

@@ -1,0 +1,76 @@
+"""What comes before a run and needs no Prefect: the graph of a dataset, parts of it, and a fully cached answer."""
+
+import time
+
+from flows.report import RunReport
+from p2rec_core.errors import SettingsError
+from p2rec_core.settings.pipeline import PipelineSettings
+from storage.artefacts import Store
+from storage.snapshots import publish_snapshot
+from tasks.dag import Slot, pipeline_slots
+from tasks.plan import PlannedSlot
+from tasks.sources import find_source
+from tasks.stage import Outcome, StageResult
+
+
+def prepared_slots(dataset: str, settings: PipelineSettings, store: Store) -> tuple[list[Slot], bool]:
+    """The dataset's pipeline, and whether its data is synthetic.
+
+    Raises:
+        DataError: There is no such dataset.
+    """
+    source = find_source(dataset, store)
+    ingest = type(settings.ingest).model_validate(settings.ingest.model_dump() | source.ingest)
+    return pipeline_slots(settings.model_copy(update={"ingest": ingest}), source.path), source.synthetic
+
+
+def chosen_slots(slots: list[Slot], stage: str) -> set[str]:
+    """Names of the slots that ``stage`` means.
+
+    Raises:
+        SettingsError: There is no such stage or slot.
+    """
+    chosen = {slot.name for slot in slots if stage in (slot.name, slot.stage)}
+    if not chosen:
+        names = list(dict.fromkeys(name for slot in slots for name in (slot.stage, slot.name)))
+        raise SettingsError(f"There is no stage {stage!r}.", remedy=f"Choose one of: {', '.join(names)}.")
+    return chosen
+
+
+def upstream(slots: list[Slot], chosen: set[str]) -> list[Slot]:
+    """The chosen slots and all that they need, in order."""
+    wanted = set(chosen)
+    for slot in reversed(slots):
+        if slot.name in wanted:
+            wanted.update(slot.needs)
+    return [slot for slot in slots if slot.name in wanted]
+
+
+def cached_report(
+    dataset: str, synthetic: bool, planned: list[PlannedSlot], store: Store, begun: float
+) -> RunReport | None:
+    """The report of a run that has nothing to compute, or None where there is something.
+
+    Args:
+        dataset: The dataset.
+        synthetic: Whether its data was drawn by a program.
+        planned: What ``tasks.plan.plan`` found; its cached artefacts are verified.
+        store: The store, whose current snapshot becomes these artefacts.
+        begun: Monotonic time of the beginning, in seconds.
+    """
+    results: dict[str, StageResult] = {}
+    for slot in planned:
+        if slot.artefact is None or not slot.cached:
+            return None
+        results[slot.slot.name] = StageResult(
+            ref=slot.artefact.ref(),
+            outcome=Outcome.CACHED,
+            reason="the key matches and every byte is verified",
+            wall_s=slot.wall_s,
+            info=dict(slot.artefact.manifest.info),
+            n_bytes=sum(entry.bytes for entry in slot.artefact.files.values()),
+        )
+    snapshot = publish_snapshot(
+        store, dataset, {name: result.ref for name, result in results.items()}, {"synthetic": synthetic}
+    )
+    return RunReport(dataset, synthetic, results, snapshot.number, time.monotonic() - begun)

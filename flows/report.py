@@ -1,0 +1,41 @@
+"""What a run did, as a value that travels between processes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.stage import StageResult
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What a flow run did.
+
+    Attributes:
+        dataset: The dataset.
+        synthetic: Whether its data was drawn by a program.
+        results: What became of each slot, in order.
+        snapshot: Number of the dataset's current snapshot; None where the run did not publish one.
+        wall_s: Seconds of the whole run.
+    """
+
+    dataset: str
+    synthetic: bool
+    results: dict[str, StageResult]
+    snapshot: int | None
+    wall_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "dataset": self.dataset,
+            "synthetic": self.synthetic,
+            "results": {name: result.to_json() for name, result in self.results.items()},
+            "snapshot": self.snapshot,
+            "wall_s": self.wall_s,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RunReport":
+        """The inverse of ``to_json``."""
+        results = {name: StageResult.from_json(result) for name, result in values["results"].items()}
+        return cls(**(values | {"results": results}))

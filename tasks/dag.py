@@ -1,0 +1,181 @@
+"""The pipeline as a graph of slots: what each stage reads, in the order of computation.
+
+The flow runs it, ``p2rec show`` and dry runs walk it without computing, and a rerun of one stage cuts it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2rec_core.settings.pipeline import PipelineSettings
+from p2rec_core.settings.sequence_model import Variant
+from storage.artefacts import ArtefactRef
+from tasks.clusters import clusters_call
+from tasks.evaluation import evaluation_call, no_learning_call
+from tasks.finetune import finetune_call
+from tasks.ingest import ingest_call
+from tasks.knowledge import knowledge_call
+from tasks.preferences import preferences_call
+from tasks.recommender import recommender_call
+from tasks.stage import StageCall
+
+Refs = Mapping[str, ArtefactRef]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in the pipeline that an artefact fills.
+
+    Attributes:
+        name: Unique in the pipeline and in a snapshot, e.g. ``recommender.sasrec.p2rec``.
+        title: What a person reads, e.g. ``train SASRec +P2Rec``.
+        needs: Slots that it reads.
+        call: The computation, given the artefacts of the slots that it needs.
+    """
+
+    name: str
+    title: str
+    needs: tuple[str, ...]
+    call: Callable[[Refs], StageCall]
+
+    @property
+    def stage(self) -> str:
+        """The stage: the first part of the name."""
+        return self.name.split(".")[0]
+
+
+STAGES = (
+    "ingest",
+    "backbone",
+    "clusters",
+    "preferences",
+    "finetune",
+    "knowledge",
+    "recommender",
+    "evaluation",
+)
+"""The eight stages in order."""
+
+VARIANT_TITLES = {Variant.BASE: "Base", Variant.CI: "+CI", Variant.P2REC: "+P2Rec"}
+
+
+def pipeline_slots(settings: PipelineSettings, source: Path) -> list[Slot]:
+    """The slots of a pipeline, each after those that it needs.
+
+    Args:
+        settings: Settings of every stage.
+        source: The file of interactions.
+    """
+    lm, finetune = settings.language_model, settings.finetune
+    slots = [
+        Slot("ingest", "import and split", (), lambda refs: ingest_call(source, settings.ingest)),
+        Slot(
+            "backbone",
+            "pre-train the backbone",
+            ("ingest",),
+            lambda refs: recommender_call(settings.backbone, Variant.BASE, settings.fusion, ingest=refs["ingest"]),
+        ),
+        Slot(
+            "clusters",
+            "cluster the items",
+            ("backbone",),
+            lambda refs: clusters_call(settings.clusters, backbone=refs["backbone"]),
+        ),
+        Slot(
+            "preferences",
+            "user preferences",
+            ("ingest", "clusters"),
+            lambda refs: preferences_call(ingest=refs["ingest"], clusters=refs["clusters"]),
+        ),
+        Slot(
+            "finetune",
+            "fine-tune the language model",
+            ("ingest", "backbone", "preferences"),
+            lambda refs: finetune_call(
+                lm,
+                finetune,
+                ingest=refs["ingest"],
+                backbone=refs["backbone"],
+                preferences=refs["preferences"],
+            ),
+        ),
+        Slot(
+            "knowledge",
+            "embed the items",
+            ("backbone", "clusters", "finetune"),
+            lambda refs: knowledge_call(
+                lm,
+                finetune,
+                backbone=refs["backbone"],
+                clusters=refs["clusters"],
+                adapter=refs["finetune"],
+            ),
+        ),
+    ]
+    for variant in settings.variants:
+        slots.extend(_recommender_slots(settings, variant))
+    slots.append(
+        Slot(
+            "evaluation.no-learning",
+            "evaluate the rows that learn nothing",
+            ("ingest",),
+            lambda refs: no_learning_call(settings.evaluation, ingest=refs["ingest"]),
+        )
+    )
+    return _needed(slots)
+
+
+def _recommender_slots(settings: PipelineSettings, variant: Variant) -> list[Slot]:
+    backbone = settings.recommender.encoder.backbone
+    trained = f"recommender.{backbone}.{variant}"
+    extra = {Variant.BASE: (), Variant.CI: ("clusters",), Variant.P2REC: ("knowledge",)}[variant]
+    label = f"{backbone} {VARIANT_TITLES[variant]}"
+    return [
+        Slot(
+            trained,
+            f"train {label}",
+            ("ingest", *extra),
+            lambda refs: recommender_call(
+                settings.recommender,
+                variant,
+                settings.fusion,
+                ingest=refs["ingest"],
+                clusters=refs.get("clusters"),
+                knowledge=refs.get("knowledge"),
+            ),
+        ),
+        Slot(
+            f"evaluation.{backbone}.{variant}",
+            f"evaluate {label}",
+            ("ingest", trained),
+            lambda refs: evaluation_call(
+                settings.evaluation,
+                settings.recommender,
+                variant,
+                ingest=refs["ingest"],
+                model=refs[trained],
+            ),
+        ),
+    ]
+
+
+def _needed(slots: list[Slot]) -> list[Slot]:
+    """Leave out what no evaluation needs, e.g. the language model where only Base is wanted."""
+    by_name = {slot.name: slot for slot in slots}
+    wanted: set[str] = set()
+    waiting = [slot.name for slot in slots if slot.stage == "evaluation"]
+    while waiting:
+        name = waiting.pop()
+        if name not in wanted:
+            wanted.add(name)
+            waiting.extend(by_name[name].needs)
+    return [slot for slot in slots if slot.name in wanted]
+
+
+def downstream(slots: list[Slot], name: str) -> list[str]:
+    """Names of the slots that read ``name``, directly or not, in order."""
+    reached = {name}
+    for slot in slots:
+        if reached.intersection(slot.needs):
+            reached.add(slot.name)
+    return [slot.name for slot in slots if slot.name in reached and slot.name != name]

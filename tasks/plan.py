@@ -1,0 +1,98 @@
+"""What a run would do, without doing it: which slots are cached, which are not, and why."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from p2rec_core.errors import ArtefactDamaged
+from storage.artefacts import Artefact, ArtefactRef, Store
+from tasks.dag import Slot
+from tasks.stage import StageCall
+
+
+@dataclass(frozen=True)
+class PlannedSlot:
+    """What would happen to a slot.
+
+    Attributes:
+        slot: The slot.
+        key: Key of its artefact; None where that depends on a slot that is to be computed first.
+        artefact: The artefact, where it is in the store.
+        reason: Why it would be computed; empty where it is cached.
+        wall_s: Seconds spent on looking, verification included.
+    """
+
+    slot: Slot
+    key: str | None
+    artefact: Artefact | None
+    reason: str
+    wall_s: float = 0.0
+
+    @property
+    def cached(self) -> bool:
+        """Whether a run would only verify it."""
+        return self.artefact is not None and not self.reason
+
+
+def plan(slots: list[Slot], store: Store, previous: Mapping[str, ArtefactRef]) -> Iterator[PlannedSlot]:
+    """Walk the pipeline as a run would.
+
+    Args:
+        slots: The pipeline, in order.
+        store: Where artefacts are.
+        previous: The slots of the present snapshot, to say what has changed since.
+
+    Raises:
+        P2RecError: A source file or a language model cannot be found.
+    """
+    refs: dict[str, ArtefactRef] = {}
+    for slot in slots:
+        missing = [need for need in slot.needs if need not in refs]
+        if missing:
+            yield PlannedSlot(slot, None, None, f"waits for {', '.join(missing)}")
+            continue
+        begun = time.monotonic()
+        call = slot.call(refs)
+        key = call.key()
+        try:
+            artefact = store.find(call.stage, key)
+            if artefact is not None:
+                store.verify(artefact)
+        except ArtefactDamaged as damage:
+            yield PlannedSlot(slot, key, None, f"it is damaged: {damage.problem}")
+            continue
+        if artefact is None:
+            yield PlannedSlot(slot, key, None, _what_changed(call, store, previous.get(slot.name)))
+            continue
+        refs[slot.name] = artefact.ref()
+        yield PlannedSlot(slot, key, artefact, "", time.monotonic() - begun)
+
+
+def _what_changed(call: StageCall, store: Store, previous: ArtefactRef | None) -> str:
+    if previous is None:
+        return "it was never computed"
+    try:
+        before = store.find(previous.stage, previous.key)
+    except ArtefactDamaged:
+        return "the one before is damaged"
+    if before is None:
+        return "its artefact was deleted"
+    manifest = before.manifest
+    changes = list(_differences(manifest.settings, call.settings))
+    inputs = {name: ref.sha256 for name, ref in manifest.inputs.items()}
+    now = {name: ref.sha256 for name, ref in call.input_refs().items()}
+    changes += [f"{n} has other content" for n in sorted(inputs.keys() & now.keys()) if inputs[n] != now[n]]
+    changes += [f"it reads {n} now" for n in sorted(now.keys() - inputs.keys())]
+    changes += [f"it no longer reads {n}" for n in sorted(inputs.keys() - now.keys())]
+    if manifest.fingerprint != call.fingerprint():
+        changes.append("the code that computes it")
+    return "changed: " + "; ".join(changes) if changes else "its artefact was deleted"
+
+
+def _differences(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for name in sorted(before.keys() | after.keys()):
+            yield from _differences(before.get(name), after.get(name), f"{prefix}{name}.")
+    elif before != after:
+        yield f"{prefix.rstrip('.')} {before!r} → {after!r}"

@@ -1,0 +1,128 @@
+"""Stages 2 and 7: train a sequential recommender.
+
+Stage 2, the pre-trained backbone, and stage 7's Base are the same computation: with the same settings they are the
+same artefact, trained once.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from p2rec_core.settings.sequence_model import FusionSettings, RecommenderSettings, Variant, Whitening
+from storage.artefacts import ArtefactRef
+from tasks.arrays import learning_curve, numbering, ragged, targets, vector_array, vectors
+from tasks.stage import StageCall, StageContext
+
+
+def recommender_call(
+    settings: RecommenderSettings,
+    variant: Variant,
+    fusion: FusionSettings,
+    *,
+    ingest: ArtefactRef,
+    clusters: ArtefactRef | None = None,
+    knowledge: ArtefactRef | None = None,
+) -> StageCall:
+    """The training of one recommender.
+
+    Args:
+        settings: Encoder and training.
+        variant: Base, +CI (needs ``clusters``) or +P2Rec (needs ``knowledge``).
+        fusion: How knowledge enters; read by +P2Rec only.
+        ingest: Sequences, validation items and the catalogue.
+        clusters: Item clusters.
+        knowledge: Item knowledge.
+    """
+    inputs = {"sequences": (ingest, "sequences"), "items": (ingest, "items")}
+    if settings.training.patience is not None:
+        inputs["validation"] = (ingest, "validation")
+    chosen: dict[str, Any] = settings.model_dump(mode="json") | {"variant": str(variant)}
+    if variant is Variant.CI:
+        assert clusters is not None
+        inputs["clusters"] = (clusters, "item_clusters")
+    elif variant is Variant.P2REC:
+        assert knowledge is not None
+        inputs["knowledge"] = (knowledge, "item_knowledge")
+        chosen["fusion"] = fusion.model_dump(mode="json")
+
+    def compute(context: StageContext) -> dict[str, Any]:
+        return _train(context, settings, fusion)
+
+    return StageCall(
+        stage="backbone" if variant is Variant.BASE else "recommender",
+        module="tasks.recommender",
+        settings=chosen,
+        inputs=inputs,
+        compute=compute,
+    )
+
+
+def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionSettings) -> dict[str, Any]:
+    from p2rec_core.runtime import prepared_device
+    from p2rec_core.settings.sequence_model import Schedule
+    from p2rec_core.training.checkpoint import Checkpointer
+    from p2rec_core.training.recommender import EncoderShape, NextItemTraining, train_recommender
+
+    runtime = context.runtime
+    items = context.table("items")
+    sequences = ragged(context.table("sequences"))
+    validation = targets(context.table("validation"), len(sequences)) if "validation" in context.inputs else None
+    clusters = n_clusters = knowledge = None
+    if "clusters" in context.inputs:
+        clusters = context.table("clusters").column("cluster").to_numpy()
+        n_clusters = int(clusters.max()) + 1
+    if "knowledge" in context.inputs:
+        knowledge = _prepared(vectors(context.table("knowledge"), "knowledge"), fusion)
+    training = settings.training
+    trained = train_recommender(
+        sequences,
+        validation,
+        n_items=items.num_rows,
+        encoder=EncoderShape(**settings.encoder.model_dump()),
+        training=NextItemTraining(
+            **training.model_dump(exclude={"schedule"}),
+            cosine=training.schedule is Schedule.COSINE,
+            bf16=runtime.bf16,
+        ),
+        clusters=clusters,
+        n_clusters=n_clusters,
+        knowledge=knowledge,
+        device=prepared_device(runtime.device, runtime.threads),
+        checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
+        progress=context.progress,
+    )
+    n_train = items.column("n_train").to_numpy()
+    context.writer.tensors("model", trained.tensors, {"encoder": settings.encoder.model_dump_json()})
+    context.writer.table("history", learning_curve(trained.fit.history))
+    context.writer.table(
+        "item_embeddings",
+        pa.table(
+            {
+                "item_idx": numbering(items.num_rows),
+                "source": pa.array([settings.encoder.backbone] * items.num_rows),
+                "trained": pa.array(n_train > 0),
+                "embedding": vector_array(trained.tensors["item_vectors"]),
+            }
+        ),
+    )
+    fit = trained.fit
+    best = {metric: value for epoch, metric, value in fit.history if epoch == fit.best_epoch}
+    return {
+        "best_epoch": fit.best_epoch,
+        "n_epochs": fit.n_epochs,
+        "n_steps": fit.n_steps,
+        "resumed_at_step": fit.resumed_at_step,
+        "best": best,
+        "n_untrained_items": int((n_train == 0).sum()),
+        "n_parameters": int(sum(np.prod(t.shape) for n, t in trained.tensors.items() if n != "item_vectors")),
+        "notes": list(fit.notes),
+    }
+
+
+def _prepared(knowledge: Any, fusion: FusionSettings) -> Any:
+    from p2rec_core.fusion import pca_whitened, standardised
+
+    if fusion.whitening is Whitening.PCA:
+        return pca_whitened(knowledge, fusion.n_components)
+    return standardised(knowledge) if fusion.whitening is Whitening.STANDARDISE else knowledge
