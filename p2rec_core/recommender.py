@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from p2rec_core.errors import DataError
+from p2rec_core.errors import DataError, ModelError
 from p2rec_core.objectives import catalogue_cross_entropy
 from p2rec_core.ranking import rank_metrics, target_ranks
 from p2rec_core.sequences import RaggedSequences, Windows, bucketed_batches, tail_windows, training_windows
@@ -146,6 +146,9 @@ def rank_targets(
 
     Returns:
         int32 ranks under ``keep`` and ``mask`` of the users that have a target, in user order.
+
+    Raises:
+        ModelError: A score is not finite.
     """
     windows = tail_windows(history, max_length)
     users = np.flatnonzero(targets > 0)
@@ -158,6 +161,12 @@ def rank_targets(
         if not items.shape[1]:
             items = items.new_zeros(len(rows), 1)
         scores = model.scores(items, lengths, table)
+        if not torch.isfinite(scores.sum()):
+            # a comparison with NaN is false, so that a broken model would rank everything first
+            raise ModelError(
+                "The recommender gives scores that are not finite numbers.",
+                remedy="Train it again, with a lower learning rate.",
+            )
         target = torch.from_numpy(targets[rows].astype(np.int64)).to(device)
         k, m = target_ranks(scores, target, history if mask else None, rows)
         keep[rows], masked[rows] = k.cpu().numpy(), m.cpu().numpy()

@@ -117,9 +117,7 @@ def restore_adam(optimiser: torch.optim.Optimizer, names: dict[int, str], moment
             prefix = names[id(parameter)] + "|"
             fields = {k[len(prefix) :]: t for k, t in moments.items() if k.startswith(prefix)}
             if fields:
-                optimiser.state[parameter] = {
-                    k: t.clone() if k == "step" else t.to(parameter.device, copy=True) for k, t in fields.items()
-                }
+                optimiser.state[parameter] = {k: t.to(parameter.device, copy=True) for k, t in fields.items()}
 
 
 def adam_moments(optimiser: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
