@@ -10,7 +10,7 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 
-COMPUTING = ("p2rec_core", "storage.ingest", "storage.sample", "storage.datasets")
+COMPUTING = ("p2rec_core", "storage.ingest", "tasks.arrays")
 """Packages and modules whose code decides what a stage computes."""
 
 NOT_COMPUTING = ("p2rec_core.errors", "p2rec_core.progress", "p2rec_core.settings")
