@@ -1,0 +1,99 @@
+"""Tiny recommenders and sequences with a known pattern."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from p2rec_core.sequences import RaggedSequences
+from p2rec_core.training.recommender import EncoderShape, NextItemTraining, TrainedRecommender, train_recommender
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These models are too small to share, and a test's machine is shared already."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_ragged(rows: Iterable[Sequence[int]]) -> RaggedSequences:
+    rows = [list(row) for row in rows]
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    return RaggedSequences(np.array([item for row in rows for item in row], np.int32), offsets)
+
+
+@pytest.fixture(scope="session")
+def ragged() -> Callable[[Iterable[Sequence[int]]], RaggedSequences]:
+    """Rows of items as sequences."""
+    return make_ragged
+
+
+def make_cycles(n_users: int, n_items: int, *, seed: int = 0, shuffled: bool = False) -> tuple[Any, np.ndarray]:
+    """Every item is followed by one and the same other item; shuffled, by any."""
+    rng = np.random.default_rng(seed)
+    after = np.roll(np.arange(n_items), 1)
+    name = rng.permutation(n_items) + 1
+    rows, targets = [], []
+    for _ in range(n_users):
+        at, row = int(rng.integers(n_items)), []
+        for _ in range(int(rng.integers(4, 9))):
+            row.append(int(name[at]))
+            at = int(rng.integers(n_items)) if shuffled else int(after[at])
+        rows.append(row)
+        targets.append(int(name[at]))
+    return make_ragged(rows), np.array(targets, np.int32)
+
+
+@pytest.fixture(scope="session")
+def cycles() -> Callable[..., tuple[RaggedSequences, np.ndarray]]:
+    return make_cycles
+
+
+SHAPE = {
+    "backbone": "sasrec",
+    "hidden_size": 16,
+    "n_layers": 1,
+    "n_heads": 2,
+    "inner_size": 32,
+    "dropout": 0.2,
+    "max_length": 5,
+}
+TRAINING = {
+    "learning_rate": 1e-2,
+    "weight_decay": 0.01,
+    "batch_positions": 64,
+    "max_epochs": 3,
+    "patience": 2,
+    "warmup_steps": 3,
+    "cosine": True,
+    "seed": 5,
+}
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[..., TrainedRecommender]:
+    """Train a tiny recommender; fields of the encoder's shape and of the training may be changed by name."""
+
+    def train(sequences: RaggedSequences, validation: Any, n_items: int, **changes: Any) -> TrainedRecommender:
+        shape = {name: changes.pop(name, value) for name, value in SHAPE.items()}
+        training = {name: changes.pop(name, value) for name, value in TRAINING.items()}
+        return train_recommender(
+            sequences,
+            validation,
+            n_items=n_items,
+            encoder=EncoderShape(**shape),
+            training=NextItemTraining(**training),
+            device=torch.device("cpu"),
+            **changes,
+        )
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def tiny_shape() -> EncoderShape:
+    return EncoderShape(**SHAPE)

@@ -1,0 +1,87 @@
+"""The chunked cross-entropy against torch's over the whole matrix of logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from p2rec_core.objectives import catalogue_cross_entropy
+
+Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def case(n_positions: int = 13, n_items: int = 29, width: int = 7, scale: float = 1.0) -> Case:
+    rng = torch.Generator().manual_seed(4)
+    states = torch.randn(n_positions, width, generator=rng) * scale
+    table = torch.randn(n_items, width, generator=rng)
+    targets = torch.randint(n_items, (n_positions,), generator=rng)
+    return states.requires_grad_(), table.requires_grad_(), targets
+
+
+def oracle(states: torch.Tensor, table: torch.Tensor, targets: torch.Tensor) -> Case:
+    left, right = (t.detach().double().requires_grad_() for t in (states, table))
+    loss = F.cross_entropy(left @ right.T, targets, reduction="sum")
+    loss.backward()
+    return loss.detach(), left.grad, right.grad
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 13, 512])
+def test_value_and_gradients(chunk):
+    states, table, targets = case()
+    loss = catalogue_cross_entropy(states, table, targets, chunk=chunk)
+    (2.5 * loss).backward()
+    value, left, right = oracle(states, table, targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(value.item(), rel=1e-6)
+    torch.testing.assert_close(states.grad.double(), 2.5 * left, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(table.grad.double(), 2.5 * right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1e3, 1e6])
+def test_huge_logits(scale):
+    # most targets' probabilities underflow: their logarithm is taken from the logits
+    states, table, targets = case(scale=scale)
+    value, left, right = oracle(states, table, targets)
+    loss = catalogue_cross_entropy(states, table, targets, chunk=5)
+    loss.backward()
+    assert loss.item() == pytest.approx(value.item(), rel=1e-5)
+    torch.testing.assert_close(states.grad.double(), left, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(table.grad.double(), right, rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_only_what_is_learned_gets_a_gradient():
+    states, table, targets = case()
+    _, left, right = oracle(states, table, targets)
+    catalogue_cross_entropy(states, table.detach(), targets).backward()
+    torch.testing.assert_close(states.grad.double(), left, rtol=1e-5, atol=1e-6)
+    catalogue_cross_entropy(states.detach(), table, targets).backward()
+    torch.testing.assert_close(table.grad.double(), right, rtol=1e-5, atol=1e-6)
+
+
+def test_no_positions_cost_nothing():
+    states, table, targets = case()
+    loss = catalogue_cross_entropy(states[:0], table, targets[:0])
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not table.grad.any()
+
+
+def test_bfloat16_is_close():
+    states, table, targets = case(n_positions=40, n_items=60, width=16)
+    value, left, right = oracle(states, table, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = catalogue_cross_entropy(states, table, targets, chunk=16)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert states.grad.dtype == table.grad.dtype == torch.float32
+    assert loss.item() == pytest.approx(value.item(), rel=1e-2)
+    for ours, exact in ((states.grad, left), (table.grad, right)):
+        assert F.cosine_similarity(ours.double().flatten(), exact.flatten(), dim=0) > 0.999
+
+
+def test_repeats_are_bit_identical():
+    states, table, targets = case(n_positions=200)
+    first, second = (
+        torch.autograd.grad(catalogue_cross_entropy(states, table, targets, chunk=64), (states, table))
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

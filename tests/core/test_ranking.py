@@ -1,0 +1,192 @@
+"""Ranks against the plainest reading of their definition, metrics against ir_measures."""
+
+import math
+
+import ir_measures
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ir_measures import Success, nDCG
+
+from p2rec_core.errors import ModelError
+from p2rec_core.evaluation import NO_LEARNING, no_learning_ranks, recommender_ranks
+from p2rec_core.ranking import (
+    NOT_ELIGIBLE,
+    popularity_scores,
+    rank_metrics,
+    recency_scores,
+    successor_scores,
+    target_ranks,
+)
+from p2rec_core.recommender import Recommender, rank_targets
+
+
+def brute_force(scores: list[float], target: int, ineligible: set[int]) -> int:
+    if target in ineligible:
+        return NOT_ELIGIBLE
+    others = [s for item, s in enumerate(scores, 1) if item != target and item not in ineligible]
+    mine = scores[target - 1]
+    return 1 + sum(s > mine for s in others) + math.ceil(sum(s == mine for s in others) / 2)
+
+
+@st.composite
+def rankings(draw):
+    n_items, n_rows = draw(st.integers(1, 9)), draw(st.integers(1, 5))
+    # few distinct values: ties are common
+    scores = draw(
+        st.lists(st.lists(st.integers(-2, 2), min_size=n_items, max_size=n_items), min_size=n_rows, max_size=n_rows)
+    )
+    item = st.integers(1, n_items)
+    targets = draw(st.lists(item, min_size=n_rows, max_size=n_rows))
+    histories = draw(st.lists(st.lists(item, max_size=6), min_size=n_rows, max_size=n_rows))
+    return scores, targets, histories
+
+
+@given(rankings())
+def test_ranks_are_the_definition(ragged, case):
+    scores, targets, histories = case
+    rows = np.arange(len(scores))[::-1].copy()  # any rows of the histories, in any order
+    keep, mask = target_ranks(
+        torch.tensor([scores[r] for r in rows], dtype=torch.float32),
+        torch.tensor([targets[r] for r in rows]),
+        ragged(histories),
+        rows,
+    )
+    assert keep.dtype == mask.dtype == torch.int32
+    assert keep.tolist() == [brute_force(scores[r], targets[r], set()) for r in rows]
+    assert mask.tolist() == [brute_force(scores[r], targets[r], set(histories[r])) for r in rows]
+
+
+def test_without_a_history_both_are_keep():
+    keep, mask = target_ranks(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([3]), None, np.array([0]))
+    assert keep.tolist() == mask.tolist() == [2]
+
+
+@pytest.mark.parametrize("n_items", [1, 2, 20, 21, 100])
+def test_a_constant_scorer_gets_no_free_hits(n_items):
+    targets = torch.arange(1, n_items + 1)
+    keep, _ = target_ranks(torch.zeros(n_items, n_items), targets, None, np.arange(n_items))
+    assert set(keep.tolist()) == {1 + math.ceil((n_items - 1) / 2)}
+
+
+class _Fixed(torch.nn.Module):
+    """A table whose PAD row would outscore every item."""
+
+    def forward(self) -> torch.Tensor:
+        return torch.tensor([[100.0], [1.0], [3.0], [2.0]])
+
+
+class _LastVector(torch.nn.Module):
+    """A state of one everywhere."""
+
+    def forward(self, vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(vectors)
+
+
+def test_padding_is_never_eligible(ragged):
+    model = Recommender(_Fixed(), _LastVector())
+    history = ragged([[1], [2, 1], [3], []])
+    targets = np.array([2, 3, 0, 3], np.int32)  # the third user has no target, the fourth no history
+    result = recommender_ranks(model, history, targets, max_length=2, device=torch.device("cpu"))
+    assert result.users.tolist() == [0, 1, 3]
+    assert result.keep.tolist() == [1, 2, 2]
+    assert result.mask.tolist() == [1, 1, 2]
+    only, same = rank_targets(model, history, targets, max_length=2, device=torch.device("cpu"), mask=False)
+    assert only.tolist() == same.tolist() == [1, 2, 2]
+
+
+def test_the_batch_of_evaluation_changes_nothing(ragged, monkeypatch):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    history = ragged([rng.integers(1, 21, size=n).tolist() for n in rng.integers(0, 9, size=50)])
+    targets = rng.integers(0, 21, size=50).astype(np.int32)
+
+    class Table(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = torch.randn(21, 4)
+
+        def forward(self) -> torch.Tensor:
+            return self.rows
+
+    model = Recommender(Table(), torch.nn.Identity())
+    model.encoder.forward = lambda vectors, lengths: vectors.cumsum(1)
+    results = []
+    for rows in (512, 7, 1):
+        monkeypatch.setattr("p2rec_core.recommender.EVALUATION_ROWS", rows)
+        results.append(recommender_ranks(model, history, targets, max_length=6, device=torch.device("cpu")))
+    for other in results[1:]:
+        assert other.keep.tolist() == results[0].keep.tolist()
+        assert other.mask.tolist() == results[0].mask.tolist()
+
+
+def test_a_model_that_gives_nan_is_refused(ragged):
+    class Broken(torch.nn.Module):
+        def forward(self) -> torch.Tensor:
+            return torch.tensor([[0.0], [1.0], [float("nan")]])
+
+    model = Recommender(Broken(), _LastVector())
+    with pytest.raises(ModelError, match="scores that are not finite"):
+        rank_targets(model, ragged([[1]]), np.array([1], np.int32), max_length=2, device=torch.device("cpu"))
+
+
+@given(st.lists(st.integers(0, 25), min_size=1, max_size=12))
+def test_metrics_are_those_of_ir_measures(ranks):
+    cutoffs = (1, 5, 10, 20)
+    qrels, run = [], []
+    for user, rank in enumerate(ranks):
+        qrels.append(ir_measures.Qrel(f"u{user}", "target", 1))
+        for place in range(1, 26):
+            name = "target" if place == rank else f"other {place}"
+            run.append(ir_measures.ScoredDoc(f"u{user}", name, -float(place)))
+    wanted = {("HR", k): Success @ k for k in cutoffs} | {("NDCG", k): nDCG @ k for k in cutoffs}
+    expected = ir_measures.calc_aggregate(list(wanted.values()), qrels, run)
+    found = rank_metrics(np.array(ranks, np.int32), cutoffs)
+    assert found.keys() == wanted.keys()
+    for name, measure in wanted.items():
+        assert found[name] == pytest.approx(expected[measure], abs=1e-12), name
+
+
+def test_metrics_by_hand():
+    metrics = rank_metrics(np.array([1, 2, 6, NOT_ELIGIBLE], np.int32), (5,))
+    assert metrics == {("HR", 5): 0.5, ("NDCG", 5): pytest.approx((1 + 1 / math.log2(3)) / 4)}
+    assert all(math.isnan(v) for v in rank_metrics(np.empty(0, np.int32), (5,)).values())
+
+
+def test_no_learning_scores_by_hand(ragged):
+    history = ragged([[2, 1, 2], [], [4, 3], [5]])
+    rows = np.array([2, 0, 1, 3])
+    assert popularity_scores(history, 5).tolist() == [1, 2, 1, 1, 1]
+    assert recency_scores(history, rows, 5).tolist() == [[0, 0, 2, 1, 0], [2, 3, 0, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
+    # the item after the last: 3 → 4, 2 → 3, nothing, and 5 is the highest there is
+    assert successor_scores(history, rows, 5).tolist() == [[0, 0, 0, 1, 0], [0, 0, 1, 0, 0], [0] * 5, [0] * 5]
+
+
+def test_no_learning_ranks_by_hand(ragged):
+    history = ragged([[2, 1, 2], [], [4, 3], [5]])
+    targets = np.array([3, 0, 4, 5], np.int32)
+    ranks = {m: no_learning_ranks(m, history, targets, 5) for m in NO_LEARNING}
+    assert all(r.users.tolist() == [0, 2, 3] for r in ranks.values())
+    # popularity 1 2 1 1 1: below item 2, tied with three others
+    assert ranks["popularity"].keep.tolist() == [4, 4, 4]
+    assert ranks["popularity"].mask.tolist() == [2, NOT_ELIGIBLE, NOT_ELIGIBLE]
+    assert ranks["recency copy"].keep.tolist() == [4, 2, 1]
+    assert ranks["recency copy"].mask.tolist() == [2, NOT_ELIGIBLE, NOT_ELIGIBLE]
+    assert ranks["id + 1"].keep.tolist() == [1, 1, 3]
+    assert ranks["id + 1"].mask.tolist() == [1, NOT_ELIGIBLE, NOT_ELIGIBLE]
+    with pytest.raises(KeyError):
+        no_learning_ranks("oracle", history, targets, 5)
+
+
+@pytest.mark.data
+def test_copying_the_latest_items_on_yelp(datasets_dir, ragged):
+    lines = [line.split()[1:] for line in (datasets_dir / "yelp.txt").read_text().splitlines()]
+    number = {name: i for i, name in enumerate(sorted({name for line in lines for name in line}), 1)}
+    rows = [[number[name] for name in line] for line in lines]
+    targets = np.array([row[-1] for row in rows], np.int32)
+    ranks = no_learning_ranks("recency copy", ragged([row[:-1] for row in rows]), targets, len(number))
+    keep = {f"{metric}@{k}": round(value, 4) for (metric, k), value in rank_metrics(ranks.keep, (5, 10)).items()}
+    assert keep == {"HR@5": 0.0547, "HR@10": 0.0620, "NDCG@5": 0.0389, "NDCG@10": 0.0414}
+    assert set(rank_metrics(ranks.mask, (5, 10)).values()) == {0.0}
