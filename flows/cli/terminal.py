@@ -62,7 +62,9 @@ class StageBars:
         self._bars.update(self._tasks[stage], completed=done, total=total, message=message)
         if not self.console.is_terminal and (first or time.monotonic() - self._told_at > _LINE_EVERY_S):
             self._told_at = time.monotonic()
-            self.console.print(f"{stage}: {100 * done / max(total, 1):.0f} %, {message}", highlight=False)
+            self.console.print(
+                f"{stage}: {100 * done / max(total, 1):.0f} %, {message}", highlight=False, soft_wrap=True
+            )
 
 
 def print_report(report: RunReport, store: Store) -> None:

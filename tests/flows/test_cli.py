@@ -1,0 +1,225 @@
+"""The command line as a person uses it: a process of its own, its output, its exit status."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prefect.settings import PREFECT_API_URL
+
+from flows.report import RunReport
+
+First = tuple[Path, RunReport]
+
+
+def p2rec(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", "from flows.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1"} | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def sets(request: pytest.FixtureRequest) -> list[str]:
+    """The small settings as options."""
+    from_conftest = request.getfixturevalue("small_assignments")
+    return [part for assignment in from_conftest for part in ("--set", assignment)]
+
+
+@pytest.fixture
+def filled(first_run: First, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(first_run[0], tmp_path / "store"))
+
+
+def tree(store: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
+
+
+def failed(call: "subprocess.CompletedProcess[str]", status: int, *said: str) -> None:
+    """The command ended with this status and one clear message, without a traceback."""
+    assert call.returncode == status, call.stderr
+    assert "Traceback" not in call.stderr
+    message = " ".join(call.stderr.split())
+    for words in said:
+        assert words in message, message
+
+
+def test_help_starts_without_heavy_libraries() -> None:
+    script = (
+        "import sys\nfrom flows.cli import app\n"
+        "try: app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'prefect', 'transformers', 'duckdb', 'pyarrow', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    call = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert call.returncode == 0, call.stderr
+    for command in ("run", "stage", "query", "show", "settings", "data"):
+        assert f"│ {command} " in call.stdout
+
+
+@pytest.mark.parametrize("command", [["run"], ["stage"], ["query"], ["show"], ["settings"], ["data", "import"]])
+def test_every_command_has_help_with_an_example(command: list[str]) -> None:
+    call = p2rec(*command, "--help")
+    assert call.returncode == 0
+    assert f"p2rec {' '.join(command)}" in call.stdout
+
+
+def test_a_cached_run_answers_without_prefect_or_torch_and_changes_nothing(filled: Path, sets: list[str]) -> None:
+    before = tree(filled)
+    script = "import sys\nfrom flows.cli import app\napp(sys.argv[1:], result_action='return_value')\n" + (
+        "heavy = {'torch', 'prefect', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    call = subprocess.run(
+        [sys.executable, "-c", script, "run", "--store", str(filled), "--json", *sets],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PREFECT_HOME": str(filled / "none")},
+    )
+    assert call.returncode == 0, call.stderr
+    report = json.loads(call.stdout)
+    assert {result["outcome"] for result in report["results"].values()} == {"cached"}
+    assert tree(filled) == before
+
+
+def test_the_end_of_a_run_says_what_there_is(filled: Path, sets: list[str]) -> None:
+    call = p2rec("run", "--store", filled, *sets, PREFECT_HOME=str(filled / "none"))
+    assert call.returncode == 0, call.stderr
+    for words in (
+        "sample (synthetic)",
+        "sasrec Base",
+        "sasrec +CI",
+        "sasrec +P2Rec",
+        "popularity",
+        "recency copy",
+        "id + 1",
+        "NDCG@10",
+        "mask",
+        "13 of 13 stages cached",
+        str(filled),
+        "p2rec query -d sample",
+    ):
+        assert words in call.stdout
+
+
+def test_a_dry_run_says_what_would_be_computed_and_why(filled: Path, sets: list[str]) -> None:
+    call = p2rec("run", "--store", filled, "--dry-run", *sets, "--set", "clusters.n_clusters=9")
+    assert call.returncode == 0, call.stderr
+    assert "changed: n_clusters 12 → 9" in call.stdout
+    assert "waits for clusters" in call.stdout
+    assert "5 of 13 slots are cached" in call.stdout
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters", "n_rows"),
+    [
+        (
+            "SELECT b.item_id, array_cosine_similarity(a.knowledge, b.knowledge) AS similarity FROM item_knowledge a, "
+            "item_knowledge b WHERE a.item_id = ? AND b.item_id <> a.item_id ORDER BY similarity DESC LIMIT 5",
+            ["item"],
+            5,
+        ),
+        ("SELECT preference FROM user_preferences WHERE user_id = ?", ["user"], 1),
+        ("SELECT item_id FROM item_clusters WHERE cluster = 3", [], None),
+    ],
+)
+def test_query_answers_from_the_snapshot(filled: Path, sql: str, parameters: list[str], n_rows: int | None) -> None:
+    ids = json.loads(p2rec("query", "SELECT min(item_id) AS item FROM items", "--store", filled, "--json").stdout)
+    users = json.loads(p2rec("query", "SELECT min(user_id) AS user FROM users", "--store", filled, "--json").stdout)
+    values = [part for name in parameters for part in ("-p", (ids[0] | users[0])[name])]
+    call = p2rec("query", sql, "--store", filled, "--json", *values)
+    assert call.returncode == 0, call.stderr
+    rows = json.loads(call.stdout)
+    assert rows
+    assert n_rows is None or len(rows) == n_rows
+    if "similarity" in rows[0]:
+        similarity = [row["similarity"] for row in rows]
+        assert similarity == sorted(similarity, reverse=True)
+    if "preference" in rows[0]:
+        assert sum(rows[0]["preference"]) == pytest.approx(1)
+
+
+def test_show_prints_sizes_lineage_and_facts(filled: Path) -> None:
+    snapshot = p2rec("show", "--store", filled)
+    assert snapshot.returncode == 0, snapshot.stderr
+    assert "item_knowledge" in snapshot.stdout
+    assert "480" in snapshot.stdout
+    knowledge = p2rec("show", "knowledge", "--store", filled)
+    for words in (
+        "lineage",
+        "adapter ← finetune/",
+        "sequences ← ingest/",
+        "interactions-file ← source/",
+        "random_init",
+    ):
+        assert words in knowledge.stdout
+
+
+def test_data_import_of_a_csv_and_its_run_plan(tmp_path: Path) -> None:
+    rows = [f"u{u},i{(u + n) % 8},{1_600_000_000 + 60 * n}" for u in range(8) for n in range(6)]
+    (tmp_path / "clicks.csv").write_text("visitor,sku,time\n" + "\n".join(rows) + "\n")
+    columns = ["--user-column", "visitor", "--item-column", "sku", "--timestamp-column", "time"]
+    store = tmp_path / "store"
+    call = p2rec(
+        "data", "import", tmp_path / "clicks.csv", "--name", "clicks", "--format", "csv", *columns, "--store", store
+    )
+    assert call.returncode == 0, call.stderr
+    counts = dict(line.strip("│ ").split("│") for line in call.stdout.splitlines() if line.startswith("│"))
+    assert {name.strip(): value.strip() for name, value in counts.items()}["n_interactions"] == "48"
+    planned = p2rec("run", "-d", "clicks", "--dry-run", "--json", "--store", store)
+    assert {row["slot"]: row["cached"] for row in json.loads(planned.stdout)}["ingest"] is True
+    assert "clicks" in p2rec("data", "list", "--store", store).stdout
+
+
+def test_bad_settings_name_the_setting(tmp_path: Path) -> None:
+    store = ("--store", tmp_path / "store")
+    failed(p2rec("run", *store, "--set", "clusters.n_cluster=9"), 2, "clusters.n_cluster", "did you mean n_clusters?")
+    failed(p2rec("run", *store, "--set", "clusters.n_clusters=1"), 2, "clusters.n_clusters = 1", "greater than or")
+    failed(p2rec("run", *store, "--config", tmp_path / "none.toml"), 2, "none.toml cannot be read")
+    failed(p2rec("stage", "cluster", *store), 2, "There is no stage 'cluster'", "clusters")
+
+
+def test_bad_data_names_the_file_and_the_remedy(tmp_path: Path) -> None:
+    store = ("--store", tmp_path / "store")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "a.csv").write_text("visitor,item_id,timestamp\nu,i,1\n")
+    csv = ("--name", "x", "--format", "csv")
+    failed(p2rec("data", "import", tmp_path / "none.csv", *csv, *store), 3, "none.csv")
+    failed(p2rec("data", "import", tmp_path / "empty.csv", *csv, *store), 3, "empty.csv", "empty")
+    failed(p2rec("data", "import", tmp_path / "a.csv", *csv, *store), 3, "user_id", "visitor")
+    thin = ("--user-column", "visitor", "--min-user-interactions", "9")
+    failed(p2rec("data", "import", tmp_path / "a.csv", *csv, *thin, *store), 3, "a.csv")
+    failed(p2rec("run", "-d", "nowhere", *store), 3, "There is no dataset 'nowhere'")
+    offline = {"P2REC_OFFLINE": "1", "P2REC_DATASETS_DIR": str(tmp_path)}
+    call = p2rec("data", "fetch", "-d", "beauty", *store, **offline)
+    failed(call, 3, "beauty", "P2REC_DATASETS_DIR")
+    assert not list((tmp_path / "store" / "artefacts").iterdir())
+
+
+def test_a_store_that_is_not_there_or_refuses_a_query(filled: Path, tmp_path: Path) -> None:
+    failed(p2rec("query", "SELECT 1", "--store", tmp_path / "none"), 4, "There is no store")
+    failed(p2rec("query", "DROP VIEW items", "--store", filled), 4, "Only one SELECT")
+    failed(p2rec("query", "SELECT * FROM read_csv('/etc/passwd')", "--store", filled), 4, "DuckDB refuses")
+    failed(p2rec("query", "SELECT 1", "-d", "beauty", "--store", filled), 4, "p2rec run --dataset beauty")
+
+
+def test_stages_that_cannot_be_computed_leave_the_store_as_it_was(filled: Path, sets: list[str]) -> None:
+    before = {name: content for name, content in tree(filled).items() if not name.startswith("locks")}
+    for assignment, status, said in (
+        ("clusters.n_clusters=481", 3, "clusters.n_clusters = 481"),
+        ("language_model.name_or_path=/no/such/model", 5, "/no/such/model"),
+        ("fusion.n_components=4000", 3, "fusion.n_components"),
+    ):
+        call = p2rec("run", "--store", filled, *sets, "--set", assignment, PREFECT_API_URL=PREFECT_API_URL.value())
+        failed(call, status, said)
+        after = {name: content for name, content in tree(filled).items() if not name.startswith("locks")}
+        assert after == before

@@ -1,0 +1,180 @@
+"""The flows on a real Prefect server: what runs, what is reused, and what a person sees."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+
+from deployments.serve import SCHEDULE_VARIABLE, deployments
+from flows.pipeline import pipeline, rerun_stage
+from flows.prepare import cached_report, prepared_slots
+from flows.report import RunReport
+from p2rec_core.errors import DataError, SettingsError
+from p2rec_core.settings.pipeline import PipelineSettings
+from storage.artefacts import Store
+from storage.snapshots import list_snapshots, read_snapshot
+from tasks.plan import plan
+
+First = tuple[Path, RunReport]
+
+EVERY_SLOT = [
+    "ingest",
+    "backbone",
+    "clusters",
+    "preferences",
+    "finetune",
+    "knowledge",
+    "recommender.sasrec.base",
+    "evaluation.sasrec.base",
+    "recommender.sasrec.ci",
+    "evaluation.sasrec.ci",
+    "recommender.sasrec.p2rec",
+    "evaluation.sasrec.p2rec",
+    "evaluation.no-learning",
+]
+
+
+@pytest.fixture
+def filled(first_run: First, tmp_path: Path) -> Path:
+    """A copy of the filled store, to change at will."""
+    return Path(shutil.copytree(first_run[0], tmp_path / "store"))
+
+
+def outcomes(report: RunReport) -> dict[str, str]:
+    return {name: str(result.outcome) for name, result in report.results.items()}
+
+
+def files_of(store: Path) -> dict[str, tuple[int, bytes]]:
+    paths = (path for path in (store / "artefacts").rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def test_first_run_computes_every_slot_and_trains_base_once(first_run: First) -> None:
+    _, report = first_run
+    assert list(report.results) == EVERY_SLOT
+    assert {name for name, outcome in outcomes(report).items() if outcome == "cached"} == {"recommender.sasrec.base"}
+    assert report.results["recommender.sasrec.base"].ref == report.results["backbone"].ref
+    assert report.synthetic
+
+
+def test_second_run_computes_nothing_and_rewrites_no_file(filled: Path, small_settings: PipelineSettings) -> None:
+    before = files_of(filled)
+    report = RunReport.from_json(pipeline(dataset="sample", settings=small_settings, store=filled))
+    assert set(outcomes(report).values()) == {"cached"}
+    assert files_of(filled) == before
+    assert report.snapshot == 1
+
+
+def test_the_answer_without_prefect_equals_the_flows(filled: Path, small_settings: PipelineSettings) -> None:
+    flow = RunReport.from_json(pipeline(dataset="sample", settings=small_settings, store=filled))
+    store = Store.open(filled)
+    slots, synthetic = prepared_slots("sample", small_settings, store)
+    answer = cached_report("sample", synthetic, list(plan(slots, store, {})), store, 0.0)
+    assert answer is not None
+    assert answer.snapshot == flow.snapshot
+    assert {n: (r.ref, r.outcome, r.info) for n, r in answer.results.items()} == {
+        n: (r.ref, r.outcome, r.info) for n, r in flow.results.items()
+    }
+
+
+def test_another_recommender_leaves_the_stages_before_alone(filled: Path, small_settings: PipelineSettings) -> None:
+    encoder = small_settings.recommender.encoder.model_copy(update={"n_layers": 1})
+    recommender = small_settings.recommender.model_copy(update={"encoder": encoder})
+    changed = small_settings.model_copy(update={"recommender": recommender})
+    report = RunReport.from_json(pipeline(dataset="sample", settings=changed, store=filled))
+    computed = {name for name, outcome in outcomes(report).items() if outcome == "computed"}
+    assert computed == {name for name in EVERY_SLOT if name.startswith(("recommender.", "evaluation.sasrec."))}
+    assert report.snapshot == 2
+    assert [snapshot.number for snapshot in list_snapshots(Store.open(filled), "sample")] == [1, 2]
+
+
+def test_a_stage_without_downstream_leaves_the_snapshot(filled: Path, small_settings: PipelineSettings) -> None:
+    clusters = small_settings.clusters.model_copy(update={"n_clusters": 7})
+    changed = small_settings.model_copy(update={"clusters": clusters})
+    before = read_snapshot(Store.open(filled), "sample")
+    report = RunReport.from_json(
+        rerun_stage(dataset="sample", stage="clusters", settings=changed, store=filled, with_downstream=False)
+    )
+    assert outcomes(report) == {"ingest": "cached", "backbone": "cached", "clusters": "computed"}
+    assert report.snapshot is None
+    assert read_snapshot(Store.open(filled), "sample") == before
+
+
+def test_a_stage_with_downstream_runs_what_depends_on_it(filled: Path, small_settings: PipelineSettings) -> None:
+    clusters = small_settings.clusters.model_copy(update={"n_clusters": 7})
+    changed = small_settings.model_copy(update={"clusters": clusters})
+    report = RunReport.from_json(rerun_stage(dataset="sample", stage="clusters", settings=changed, store=filled))
+    unaffected = {"ingest", "backbone", "recommender.sasrec.base", "evaluation.sasrec.base", "evaluation.no-learning"}
+    assert {name for name, outcome in outcomes(report).items() if outcome == "cached"} == unaffected
+    assert report.snapshot == 2
+
+
+def test_a_forced_stage_is_computed_again_to_the_same_content(filled: Path, small_settings: PipelineSettings) -> None:
+    report = RunReport.from_json(
+        rerun_stage(dataset="sample", stage="knowledge", settings=small_settings, store=filled, force=True)
+    )
+    assert [name for name, outcome in outcomes(report).items() if outcome == "computed"] == ["knowledge"]
+    assert report.snapshot == 1
+
+
+def test_a_damaged_artefact_is_rebuilt_and_said_so(filled: Path, small_settings: PipelineSettings) -> None:
+    store = Store.open(filled)
+    ref = read_snapshot(store, "sample").entries["clusters"]
+    path = store.place(ref.stage, ref.key) / "item_clusters.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    report = RunReport.from_json(pipeline(dataset="sample", settings=small_settings, store=filled))
+    result = report.results["clusters"]
+    assert (str(result.outcome), result.ref) == ("rebuilt", ref)
+    assert "item_clusters.parquet" in result.reason
+    assert sum(outcome != "cached" for outcome in outcomes(report).values()) == 1
+
+
+def test_unknown_names_are_refused_with_the_known_ones(first_run: First, small_settings: PipelineSettings) -> None:
+    store, _ = first_run
+    with pytest.raises(DataError, match=r"There is no dataset 'nowhere'.*beauty, ml-1m, sample, yelp"):
+        pipeline(dataset="nowhere", settings=small_settings, store=store)
+    with pytest.raises(SettingsError, match=r"There is no stage 'cluster'.*clusters"):
+        rerun_stage(dataset="sample", stage="cluster", settings=small_settings, store=store)
+
+
+def test_states_and_artifacts_tell_what_happened(filled: Path, small_settings: PipelineSettings) -> None:
+    pipeline.with_options(flow_run_name="seen by a person")(dataset="sample", settings=small_settings, store=filled)
+    ours = FlowRunFilter(name=FlowRunFilterName(any_=["seen by a person"]))
+    with get_client(sync_client=True) as client:
+        [run] = client.read_flow_runs(flow_run_filter=ours)
+        # the server hears of task runs through events, a little later
+        for _ in range(100):
+            tasks = {task.name: task.state_name for task in client.read_task_runs(flow_run_filter=ours)}
+            if tasks == dict.fromkeys(EVERY_SLOT, "Cached"):
+                break
+            time.sleep(0.2)
+    assert run.state_name == "Completed"
+    assert tasks == dict.fromkeys(EVERY_SLOT, "Cached")
+    summary = Artifact.get("summary")
+    assert summary is not None
+    text = str(summary.data)
+    assert "# P2Rec on sample (synthetic)" in text
+    assert "13 of 13 stages cached" in text
+    assert "sasrec +P2Rec" in text
+    assert "random-llama-tiny (random-init)" in text
+    assert Artifact.get("metrics") is not None
+    assert Artifact.get("stages") is not None
+
+
+def test_deployments_have_typed_forms_and_the_schedule_that_was_set(
+    prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SCHEDULE_VARIABLE, "0 3 * * *")
+    nightly, stage = deployments()
+    assert (nightly.name, stage.name) == ("pipeline", "stage")
+    assert nightly.schedules[0].schedule.cron == "0 3 * * *"
+    assert nightly.concurrency_limit == stage.concurrency_limit == 1
+    definitions = nightly._parameter_openapi_schema.model_dump()["definitions"]
+    assert definitions["ClusterSettings"]["properties"]["n_clusters"]["minimum"] == 2
+    assert definitions["Whitening"]["enum"] == ["none", "standardise", "pca"]
