@@ -59,7 +59,7 @@ _TARGET = _idx("item_idx", "the held-out item")
 _USER_N_TRAIN = Column("n_train", pa.int32(), "interactions of the user in the training part")
 _CLUSTER = Column("cluster", pa.int32(), "the cluster, 0…K-1")
 _LEARNING_CURVE = (
-    Column("epoch", pa.int32(), "training epoch, from 0"),
+    Column("epoch", pa.int32(), "training epoch, from 1"),
     Column("metric", pa.string(), "what was measured"),
     Column("value", pa.float64(), "its value at the end of the epoch"),
 )
