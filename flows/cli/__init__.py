@@ -6,6 +6,7 @@ Commands are loaded when they are called, so that ``p2rec --help`` starts in a b
 import os
 import sys
 import traceback
+from importlib import metadata
 
 from cyclopts import App
 
@@ -18,6 +19,7 @@ app = App(
     name="p2rec",
     help="P2Rec: user-level LLM fine-tuning for sequential recommendation, as cached stages.",
     help_epilogue="Exit status: 0 done; 1 other; 2 settings; 3 data; 4 store; 5 model; 130 interrupted.",
+    version=lambda: metadata.version("p2rec"),
     version_flags=["--version"],
 )
 app.command("flows.cli.run:run", name="run", help="Run all eight stages on a dataset.")

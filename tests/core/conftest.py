@@ -11,9 +11,9 @@ from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.recommender import EncoderShape, NextItemTraining, TrainedRecommender, train_recommender
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """These models are too small to share, and a test's machine is shared already."""
+    """These models are too small to share out, and what is bit-identical is so on one number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

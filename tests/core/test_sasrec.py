@@ -16,9 +16,7 @@ D, HEADS, INNER, LENGTH, LAYERS = 12, 3, 20, 9, 2
 
 def make_sasrec(dropout: float = 0.5) -> SASRec:
     torch.manual_seed(3)
-    model = SASRec(
-        hidden_size=D, n_layers=LAYERS, n_heads=HEADS, inner_size=INNER, dropout=dropout, max_length=LENGTH
-    )
+    model = SASRec(hidden_size=D, n_layers=LAYERS, n_heads=HEADS, inner_size=INNER, dropout=dropout, max_length=LENGTH)
     # far from the initial values, so that attention, GELU and norms are where they are not linear
     with torch.no_grad():
         for parameter in model.parameters():
@@ -33,7 +31,7 @@ def norm(x: torch.Tensor, weights: dict[str, torch.Tensor], name: str) -> torch.
 
 
 def recbole(weights: dict[str, torch.Tensor], vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    n_rows, length, width = vectors.shape
+    length, width = vectors.shape[1:]
     real = torch.arange(length)[None] < lengths[:, None]
     allowed = torch.tril(torch.ones(length, length, dtype=torch.bool))[None] & real[:, None, :]
     mask = torch.where(allowed, 0.0, -10000.0).to(vectors.dtype)

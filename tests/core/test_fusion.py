@@ -1,0 +1,144 @@
+"""Item tables and the preparation of knowledge embeddings."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2rec_core.errors import DataError
+from p2rec_core.fusion import ClusterTable, GatedKnowledgeTable, IdTable, pca_whitened, standardised
+
+N, D, E, K = 9, 6, 11, 3
+
+
+def knowledge(n: int = N, width: int = E, seed: int = 0) -> np.ndarray:
+    """Anisotropic, as language models' states are: a large common part, and few strong directions."""
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(n, width)) * np.geomspace(5, 0.05, width) @ rng.normal(size=(width, width))
+    return (mixed + 40).astype(np.float32)
+
+
+def tables() -> dict[str, torch.nn.Module]:
+    torch.manual_seed(1)
+    return {
+        "base": IdTable(N, D),
+        "ci": ClusterTable(np.arange(N, dtype=np.int32) % K, K, D),
+        "p2rec": GatedKnowledgeTable(standardised(knowledge()), D),
+    }
+
+
+@pytest.mark.parametrize("variant", ["base", "ci", "p2rec"])
+def test_a_table_has_a_zero_row_for_padding(variant):
+    rows = tables()[variant]()
+    assert rows.shape == (N + 1, D)
+    assert not rows[0].any()
+    assert rows[1:].abs().sum(1).min() > 0
+
+
+def test_base_is_the_embedding():
+    table = IdTable(N, D)
+    torch.testing.assert_close(table()[1:], table.embedding.detach(), rtol=0, atol=0)
+    assert [name for name, _ in table.named_parameters()] == ["embedding"]
+
+
+def test_ci_adds_the_clusters_embedding():
+    table = tables()["ci"]
+    for item in range(N):
+        expected = table.embedding[item] + table.cluster_embedding[item % K]
+        torch.testing.assert_close(table()[item + 1], expected)
+
+
+def test_the_gate_is_the_equation():
+    table = tables()["p2rec"]
+    with torch.no_grad():
+        for parameter in table.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    rows = table()[1:].detach().numpy()
+    value = {name: p.detach().double().numpy() for name, p in table.named_parameters()}
+    h = table.knowledge.double().numpy()
+    for item in range(N):
+        e = value["embedding"][item]
+        projected = value["projection.weight"] @ h[item] + value["projection.bias"]
+        gate = 1 / (1 + np.exp(-(value["gate.weight"] @ np.concatenate([e, projected]) + value["gate.bias"])))
+        np.testing.assert_allclose(rows[item], gate * e + (1 - gate) * projected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_everything_but_the_knowledge():
+    table = tables()["p2rec"]
+    (table() * torch.randn(N + 1, D)).sum().backward()
+    trained = {name for name, p in table.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained == {"embedding", "projection.weight", "projection.bias", "gate.weight", "gate.bias"}
+    assert not table.knowledge.requires_grad
+    assert "knowledge" not in table.state_dict()  # it is an artefact of its own
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_projected_knowledge_starts_at_the_scale_of_the_ids(scale):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    table = GatedKnowledgeTable((scale * rng.normal(size=(500, 64))).astype(np.float32), 32)
+    projected = table.projection(table.knowledge)
+    assert projected.std().item() == pytest.approx(table.embedding.std().item(), rel=0.15)
+
+
+def test_knowledge_of_zeros_is_no_division_by_zero():
+    assert torch.isfinite(GatedKnowledgeTable(np.zeros((N, E), np.float32), D)()).all()
+
+
+@given(st.integers(3, 40), st.integers(1, 8), st.integers(0, 50))
+def test_standardised(n, width, seed):
+    rows = standardised(knowledge(n, width, seed)).astype(np.float64)
+    assert rows.shape == (n, width)
+    np.testing.assert_allclose(rows.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(rows.std(0), 1, atol=1e-4)
+
+
+@given(st.floats(-1e3, 1e3, width=32), st.integers(1, 300))
+def test_a_constant_dimension_becomes_zero(value, n):
+    rows = standardised(np.full((n, 2), value, np.float32))
+    assert np.abs(rows).max() < 1e-6
+
+
+@pytest.mark.parametrize("n_components", [1, 4, E])
+def test_whitened_components_are_uncorrelated_and_of_unit_variance(n_components):
+    white = pca_whitened(knowledge(200), n_components)
+    assert white.dtype == np.float32
+    assert white.shape == (200, n_components)
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(np.cov(white.astype(np.float64), rowvar=False), np.eye(n_components), atol=1e-3)
+
+
+def test_whitened_components_are_the_leading_ones():
+    rows = knowledge(200).astype(np.float64)
+    white = pca_whitened(rows.astype(np.float32), 3)
+    left, _, _ = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    for component in range(3):
+        correlation = np.corrcoef(white[:, component], left[:, component])[0, 1]
+        assert abs(correlation) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_sign_of_a_component_is_fixed():
+    rows = knowledge(100)
+    white = pca_whitened(rows, 4)
+    assert np.array_equal(white, pca_whitened(rows, 4))
+    # the largest loading of every component is positive
+    centred = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
+    loadings = np.linalg.lstsq(centred, white.astype(np.float64), rcond=None)[0]
+    whitened_axes = np.linalg.pinv(loadings).T
+    strongest = np.abs(whitened_axes).argmax(0)
+    assert (whitened_axes[strongest, np.arange(4)] > 0).all()
+    # the order of the items has no say
+    order = np.random.default_rng(0).permutation(100)
+    np.testing.assert_allclose(pca_whitened(rows[order], 4), white[order], atol=1e-3)
+
+
+def test_more_components_than_rank():
+    rows = knowledge(5, 8)
+    pca_whitened(rows, 4)
+    with pytest.raises(DataError) as caught:
+        pca_whitened(rows, 5)
+    assert caught.value.problem == (
+        "5 principal components are asked for; the knowledge embeddings (5 items x 8) have rank 4."
+    )
+    assert caught.value.remedy == "Set fusion.n_components to 4 or less."

@@ -1,0 +1,231 @@
+"""The fingerprint of a stage's code: what changes it, what does not, and which modules it covers."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tasks import fingerprint
+from tasks.fingerprint import code_fingerprint, normalised_code
+
+ROOT = Path(__file__).parents[2]
+STAGE_MODULES = (
+    "tasks.ingest",
+    "tasks.recommender",
+    "tasks.clusters",
+    "tasks.preferences",
+    "tasks.finetune",
+    "tasks.knowledge",
+    "tasks.evaluation",
+)
+
+CODE = '''"""A module."""
+
+from p2rec_core.sequences import RaggedSequences
+
+LIMIT = 3
+"""What it means."""
+
+
+class Thing:
+    """A thing."""
+
+    size: int = 1
+    """Its size."""
+
+    def twice(self, x: int) -> int:
+        """Double."""
+        # by adding
+        return x + x
+'''
+
+SAME = {
+    "module docstring": CODE.replace("A module.", "Another text\nover two lines."),
+    "no docstrings": CODE.replace('"""A module."""\n', "").replace('        """Double."""\n', ""),
+    "attribute's description": CODE.replace("What it means.", "Changed."),
+    "comment": CODE.replace("# by adding", "# in another way"),
+    "no comment": CODE.replace("        # by adding\n", ""),
+    "blank lines": CODE.replace("\n\n", "\n\n\n\n"),
+    "layout": CODE.replace("return x + x", "return (\n            x\n            + x\n        )"),
+    "quotes of a docstring": CODE.replace('"""A thing."""', "'A thing.'"),
+}
+OTHER = {
+    "operator": CODE.replace("x + x", "x * x"),
+    "constant": CODE.replace("LIMIT = 3", "LIMIT = 4"),
+    "default": CODE.replace("size: int = 1", "size: int = 2"),
+    "name": CODE.replace("twice", "double"),
+    "statement": CODE.replace("return x + x", "x = x\n        return x + x"),
+    "import": CODE.replace("RaggedSequences", "Windows"),
+    "a text that is used": CODE + '\nNAME = "a"\n',
+}
+
+
+@pytest.mark.parametrize("edit", SAME)
+def test_comments_docstrings_and_layout_say_nothing(edit):
+    assert SAME[edit] != CODE
+    assert normalised_code(SAME[edit], "m") == normalised_code(CODE, "m")
+
+
+@pytest.mark.parametrize("edit", OTHER)
+def test_code_does(edit):
+    assert normalised_code(OTHER[edit], "m") != normalised_code(CODE, "m")
+
+
+def test_texts_that_are_used_count():
+    one, other = (normalised_code(CODE + f'\nNAME = "{text}"\n', "m") for text in "ab")
+    assert one != other
+
+
+def test_imports_are_followed_wherever_they_stand():
+    code = """
+import p2rec_core.ranking
+from p2rec_core import fusion, errors
+from p2rec_core.training import loop
+from p2rec_core.settings.data import IngestSettings
+import numpy, prefect, tasks.stage
+
+def late():
+    from p2rec_core.clustering import cluster_items
+    from storage.ingest.source import sha256_of
+    from storage.artefacts import Store
+"""
+    _, imported = normalised_code(code, "m")
+    assert set(imported) == {
+        "p2rec_core",
+        "p2rec_core.ranking",
+        "p2rec_core.fusion",
+        "p2rec_core.training",
+        "p2rec_core.training.loop",
+        "p2rec_core.clustering",
+        "storage.ingest.source",
+    }
+
+
+@pytest.fixture
+def closure(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], set[str]]:
+    """The modules that a fingerprint is made of."""
+    read = fingerprint._read
+
+    def closure(module: str) -> set[str]:
+        names: set[str] = set()
+
+        def recording(name: str):
+            names.add(name)
+            return read(name)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fingerprint, "_read", recording)
+            code_fingerprint(module)
+        return names
+
+    return closure
+
+
+@pytest.mark.parametrize(
+    ("module", "covered", "left_out"),
+    [
+        (
+            "tasks.recommender",
+            {
+                "p2rec_core.objectives",
+                "p2rec_core.training.loop",
+                "p2rec_core.training.checkpoint",
+                "p2rec_core.backbones.sasrec",
+                "p2rec_core.fusion",
+                "p2rec_core.sequences",
+                "p2rec_core.ranking",
+                "p2rec_core.runtime",
+                "tasks.arrays",
+            },
+            {"p2rec_core.language", "p2rec_core.clustering", "p2rec_core.preferences", "storage"},
+        ),
+        ("tasks.clusters", {"p2rec_core.clustering", "tasks.arrays"}, {"p2rec_core.training", "p2rec_core.language"}),
+        ("tasks.preferences", {"p2rec_core.preferences"}, {"p2rec_core.training", "p2rec_core.clustering"}),
+        ("tasks.ingest", {"storage.ingest.pipeline", "storage.ingest.kcore"}, {"p2rec_core"}),
+        (
+            "tasks.finetune",
+            {"p2rec_core.language.finetune", "p2rec_core.language.prompt", "p2rec_core.training.loop"},
+            {"p2rec_core.backbones", "p2rec_core.fusion", "p2rec_core.recommender", "p2rec_core.clustering"},
+        ),
+        (
+            "tasks.knowledge",
+            {"p2rec_core.language.knowledge", "p2rec_core.language.preference_model"},
+            {"p2rec_core.backbones", "p2rec_core.fusion", "p2rec_core.recommender"},
+        ),
+        ("tasks.evaluation", {"p2rec_core.evaluation", "p2rec_core.ranking"}, {"p2rec_core.language"}),
+    ],
+)
+def test_a_fingerprint_covers_what_computes(closure, module, covered, left_out):
+    names = closure(module)
+    assert module in names
+    assert covered <= names
+    everywhere = {"p2rec_core.errors", "p2rec_core.progress", "p2rec_core.settings", "tasks.stage", "tasks.plan"}
+    for package in left_out | everywhere:
+        assert not [name for name in names if name == package or name.startswith(package + ".")], package
+
+
+@pytest.fixture
+def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str, str], dict[str, str]]]:
+    """Replace text in a copy of a module's source and return the fingerprints of all stages."""
+    for package in ("p2rec_core", "storage", "tasks"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    find = fingerprint.source_path
+
+    def copied(module: str) -> Path | None:
+        path = find(module)
+        return path if path is None or not path.is_relative_to(ROOT) else tmp_path / path.relative_to(ROOT)
+
+    monkeypatch.setattr(fingerprint, "source_path", copied)
+
+    def edit(name: str, old: str, new: str) -> dict[str, str]:
+        if name:
+            path = tmp_path / name
+            text = path.read_text(encoding="utf-8")
+            assert old in text
+            path.write_text(text.replace(old, new), encoding="utf-8")
+        fingerprint._read.cache_clear()
+        return {module: code_fingerprint(module) for module in STAGE_MODULES}
+
+    yield edit
+    fingerprint._read.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "changed"),
+    [
+        ("p2rec_core/objectives.py", "1e-30", "1e-20", {"tasks.recommender", "tasks.evaluation"}),
+        ("p2rec_core/clustering.py", "1e-12", "1e-11", {"tasks.clusters"}),
+        ("p2rec_core/language/agreement.py", "import numpy as np", "import numpy", {"tasks.knowledge"}),
+        (
+            "p2rec_core/training/loop.py",
+            "bad_epochs: int = 0",
+            "bad_epochs: int = 1",
+            {"tasks.recommender", "tasks.finetune", "tasks.evaluation"},
+        ),
+        ("storage/ingest/kcore.py", "def ", "async def ", {"tasks.ingest"}),
+        ("p2rec_core/objectives.py", '"""Full-softmax', '"""Fully-softmax', set()),
+        ("p2rec_core/training/loop.py", "import math\n", "# first\n\n\nimport math\n", set()),
+        ("p2rec_core/errors.py", "exit_status = 3", "exit_status = 4", set()),
+        ("p2rec_core/settings/clustering.py", "Field(50", "Field(51", set()),
+        ("tasks/stage.py", "time.monotonic()", "time.time()", set()),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "/" in value else "",
+)
+def test_an_edit_changes_the_stages_that_it_is_computed_by(edited, name, old, new, changed):
+    before = edited("", "", "")
+    after = edited(name, old, new)
+    found = {module for module in STAGE_MODULES if before[module] != after[module]}
+    assert found == changed
+
+
+def test_a_copy_elsewhere_has_the_same_fingerprints(edited, monkeypatch):
+    in_the_copy = edited("", "", "")
+    monkeypatch.undo()
+    fingerprint._read.cache_clear()
+    assert in_the_copy == {module: code_fingerprint(module) for module in STAGE_MODULES}
+
+
+def test_a_module_that_is_not_there():
+    with pytest.raises(ModuleNotFoundError, match=r"No source of tasks\.nothing"):
+        code_fingerprint("tasks.nothing")

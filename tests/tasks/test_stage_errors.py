@@ -1,0 +1,94 @@
+"""What cannot be computed says why, and leaves the store as it was."""
+
+from pathlib import Path
+
+import pytest
+
+from p2rec_core.errors import ArtefactMissing, DataError, ModelError, P2RecError, SettingsError
+from storage.artefacts import ArtefactRef
+from tasks.clusters import clusters_call
+from tasks.stage import run_stage
+
+
+def assert_fails(copied, driver, photograph, settings, kind: type[P2RecError], words: str, source: Path | None = None):
+    """The run fails with the error; no artefact is added or changed, and nothing is left being written."""
+    before = photograph(copied.store)
+    with pytest.raises(kind, match=words) as caught:
+        driver.run(settings, source or copied.source, copied.store)
+    assert caught.value.remedy.endswith(".")
+    assert photograph(copied.store) == before
+    assert not list(copied.store.staging.iterdir())
+    # and the store is as good as before
+    results = driver.run(copied.settings, copied.source, copied.store)
+    assert {str(r.outcome) for r in results.values()} == {"cached"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b"\x00\x01\x02\xff" * 50, "bad.txt"),
+        (b"u1 a b c\nu2 a\n", "min_user_interactions = 5"),
+        (None, "does not exist"),
+    ],
+    ids=["empty", "binary", "too little", "missing"],
+)
+def test_a_file_that_cannot_be_used(copied, driver, quick, photograph, tmp_path, content, words):
+    path = tmp_path / "bad.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert_fails(copied, driver, photograph, quick(), DataError, words, path)
+
+
+def test_a_directory_instead_of_a_file(copied, driver, quick, photograph, tmp_path):
+    assert_fails(copied, driver, photograph, quick(), DataError, "is a directory", tmp_path)
+
+
+def test_more_clusters_than_items(copied, driver, quick, photograph):
+    settings = quick({"clusters.n_clusters": 41})
+    assert_fails(copied, driver, photograph, settings, DataError, "clusters.n_clusters = 41, but only 40 distinct")
+
+
+def test_more_components_than_rank(copied, driver, quick, photograph):
+    settings = quick({"fusion.n_components": 64})
+    assert_fails(copied, driver, photograph, settings, DataError, "64 principal components are asked for")
+
+
+@pytest.mark.parametrize("name", ["/no/such/directory", "no-such-model", "../escape"])
+def test_a_language_model_that_is_not_there(copied, driver, quick, photograph, name):
+    settings = quick({"language_model.name_or_path": name})
+    assert_fails(copied, driver, photograph, settings, ModelError, "There is no language model")
+
+
+def test_a_directory_without_a_language_model(copied, driver, quick, photograph, tmp_path):
+    settings = quick({"language_model.name_or_path": str(tmp_path)})
+    assert_fails(copied, driver, photograph, settings, ModelError, str(tmp_path))
+
+
+def test_an_unknown_backbone(copied, driver, quick, photograph):
+    settings = quick({"recommender.encoder.backbone": "gru"})
+    assert_fails(copied, driver, photograph, settings, SettingsError, "There is no backbone 'gru'")
+
+
+def test_no_gpu(copied, driver, quick, photograph, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    settings = quick({"runtime.device": "cuda", "recommender.encoder.n_layers": 3})
+    assert_fails(copied, driver, photograph, settings, SettingsError, "runtime.device = 'cuda', but torch")
+
+
+def test_an_input_that_is_gone(copied, quick):
+    ref = copied.refs["backbone"]
+    gone = ArtefactRef(ref.stage, "0" * 32, ref.files)
+    call = clusters_call(quick({"clusters.n_clusters": 5}).clusters, backbone=gone)
+    with pytest.raises(ArtefactMissing, match="There is no artefact backbone/0000"):
+        run_stage(call, copied.store, runtime=quick().runtime)
+    assert not list(copied.store.staging.iterdir())
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="early stopping on nothing: the best state is never set")
+def test_early_stopping_without_a_single_validation_item(copied, driver, quick, photograph, tmp_path, write):
+    # users of two items are all training
+    path = write(tmp_path / "short.txt", [[f"u{n}", f"i{n % 5}", f"i{(n + 1) % 5}"] for n in range(20)])
+    settings = quick({"ingest.min_user_interactions": 1, "variants": ["base"]})
+    with pytest.raises(DataError):
+        driver.run(settings, path, copied.store)
