@@ -24,7 +24,8 @@ def target_ranks(
     """Ranks of one target per row under both seen policies.
 
     Args:
-        scores: float (B, N) score of every item, without PAD. Changed in place where a history is given.
+        scores: float (B, N) finite score of every item, without PAD; a NaN would rank its row's target first.
+            Changed in place where a history is given.
         targets: int64 (B,) target items, 1 … N.
         history: The users' histories; None ranks under ``keep`` only and gives it for both.
         rows: int64 (B,) rows of ``history`` that the batch is about.
@@ -46,9 +47,16 @@ def target_ranks(
 
 
 def _rank(scores: Tensor, target_score: Tensor) -> Tensor:
-    higher = (scores > target_score).sum(1)
-    ties = ((scores == target_score).sum(1) - 1).clamp_min(0)
+    higher = _row_counts(scores > target_score)
+    ties = (_row_counts(scores == target_score) - 1).clamp_min(0)
     return (1 + higher + (ties + 1) // 2).to(torch.int32)
+
+
+def _row_counts(condition: Tensor) -> Tensor:
+    """How many entries of each row hold; on a CPU torch's sum of booleans is many times slower than numpy's count."""
+    if condition.device.type == "cpu":
+        return torch.from_numpy(np.count_nonzero(condition.numpy(), axis=1))
+    return condition.sum(1)
 
 
 def _history_coordinates(

@@ -65,7 +65,7 @@ class NextItemObjective:
         device: Where the model is.
 
     Raises:
-        DataError: No user has two training items.
+        DataError: No user has two training items, or targets are given and no user has one.
     """
 
     def __init__(
@@ -91,6 +91,11 @@ class NextItemObjective:
             raise DataError(
                 "No user has two or more training items, so there is nothing to learn from.",
                 remedy="Import users with at least four interactions.",
+            )
+        if targets is not None and not (targets > 0).any():
+            raise DataError(
+                "No user has a validation item, so early stopping has nothing to go by.",
+                remedy="Import users with at least three interactions, or set training.patience to null.",
             )
 
     def steps(self, epoch: int) -> Sequence[Sequence[NDArray[np.int64]]]:

@@ -44,7 +44,7 @@ def evaluation_call(
         def rank(history: "RaggedSequences", wanted: "NDArray[np.int32]") -> "SplitRanks":
             return recommender_ranks(loaded, history, wanted, max_length=encoder.max_length, device=device)
 
-        return _evaluate(context, settings, {(encoder.backbone, str(variant)): rank})
+        return _evaluate(context, settings, {(str(encoder.backbone), str(variant)): rank})
 
     return StageCall(
         stage="evaluation",

@@ -98,10 +98,12 @@ def _finetune(
         "random_init": loaded.random_init,
         "n_epochs": result.n_epochs,
         "n_steps": result.n_steps,
+        "resumed_at_step": result.resumed_at_step,
         "n_users": result.n_users,
         "n_held_out": result.n_held_out,
         "n_skipped_users": result.n_skipped,
         "n_untrained_items": result.n_untrained,
         "n_tokens_per_epoch": result.n_tokens_per_epoch,
         "last": last,
+        "notes": list(result.notes),
     }

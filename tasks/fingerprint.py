@@ -7,6 +7,7 @@ modules are read as text and never imported, so that a fully cached run loads no
 import ast
 import hashlib
 import importlib.util
+import time
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,8 @@ COMPUTING = ("p2rec_core", "storage.ingest", "tasks.arrays")
 
 NOT_COMPUTING = ("p2rec_core.errors", "p2rec_core.progress", "p2rec_core.settings")
 """Parts of these that cannot change a result: messages, and settings whose values are in the key themselves."""
+
+_PARSE_ATTEMPTS = 5
 
 
 def code_fingerprint(module: str) -> str:
@@ -76,7 +79,7 @@ def normalised_code(source: str, module: str) -> tuple[str, tuple[str, ...]]:
     Returns:
         The syntax tree without docstrings and positions, as text; and the first-party modules that it imports.
     """
-    tree = ast.parse(source)
+    tree = _parsed(source)
     imported: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -89,6 +92,16 @@ def normalised_code(source: str, module: str) -> tuple[str, tuple[str, ...]]:
             imported.update(f"{node.module}.{a.name}" for a in node.names if _is_package(node.module))
     ours = tuple(sorted(m for m in imported if _computes(m) and source_path(m) is not None))
     return ast.dump(tree), ours
+
+
+def _parsed(source: str) -> ast.Module:
+    """Parse, and try again where CPython before 3.11.8 miscounts because another thread parses (gh-106905)."""
+    for _ in range(_PARSE_ATTEMPTS):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            time.sleep(0.01)
+    return ast.parse(source)
 
 
 def _is_package(module: str) -> bool:

@@ -83,7 +83,6 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         training=NextItemTraining(
             **training.model_dump(exclude={"schedule"}),
             cosine=training.schedule is Schedule.COSINE,
-            bf16=runtime.bf16,
         ),
         clusters=clusters,
         n_clusters=n_clusters,
@@ -100,7 +99,7 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         pa.table(
             {
                 "item_idx": numbering(items.num_rows),
-                "source": pa.array([settings.encoder.backbone] * items.num_rows),
+                "source": pa.array([str(settings.encoder.backbone)] * items.num_rows),
                 "trained": pa.array(n_train > 0),
                 "embedding": vector_array(trained.tensors["item_vectors"]),
             }
@@ -121,8 +120,15 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
 
 
 def _prepared(knowledge: Any, fusion: FusionSettings) -> Any:
+    from p2rec_core.errors import ModelError
     from p2rec_core.fusion import pca_whitened, standardised
 
+    bad = int((~np.isfinite(knowledge)).any(axis=1).sum())
+    if bad:
+        raise ModelError(
+            f"{bad} of {len(knowledge)} knowledge embeddings are not finite.",
+            remedy="Run the stage finetune again with a lower finetune.learning_rate.",
+        )
     if fusion.whitening is Whitening.PCA:
         return pca_whitened(knowledge, fusion.n_components)
     return standardised(knowledge) if fusion.whitening is Whitening.STANDARDISE else knowledge

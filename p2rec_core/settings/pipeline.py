@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.base import Settings
@@ -34,17 +34,26 @@ class EvaluationSettings(Settings):
     """Full-ranking evaluation."""
 
     cutoffs: tuple[int, ...] = Field((5, 10), min_length=1)
-    """The k of HR@k and NDCG@k."""
+    """The k of HR@k and NDCG@k, from 1."""
+
+    @field_validator("cutoffs")
+    @classmethod
+    def _positive_and_distinct(cls, cutoffs: tuple[int, ...]) -> tuple[int, ...]:
+        if min(cutoffs) < 1 or len(set(cutoffs)) < len(cutoffs):
+            raise ValueError(f"cutoffs are distinct numbers from 1, not {list(cutoffs)}")
+        return cutoffs
 
 
 class RuntimeSettings(Settings):
-    """What changes speed and memory, never a result: no cache key depends on it."""
+    """Where and how fast things are computed; no cache key depends on it.
+
+    A result is a function of settings and data up to rounding: another device or number of threads may change the
+    last bits of a trained model.
+    """
 
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
     threads: int = Field(2, ge=1, le=1024)
     """CPU threads of a computation."""
-    bf16: bool = False
-    """Activations of sequential models in bfloat16 (GPU)."""
     checkpoint_every_s: float = Field(30.0, ge=0)
     """Seconds between two checkpoints of a training."""
     knowledge_batch_size: int = Field(256, ge=1)
@@ -67,11 +76,20 @@ class PipelineSettings(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     runtime: RuntimeSettings = RuntimeSettings()
 
+    @field_validator("variants")
+    @classmethod
+    def _distinct(cls, variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        if len(set(variants)) < len(variants):
+            raise ValueError(f"a variant is named twice in {[str(v) for v in variants]}")
+        return variants
+
 
 _PROFILES: dict[Profile, dict[str, Any]] = {
     Profile.CPU: {},
     Profile.GPU: {
-        "runtime": {"device": "cuda", "bf16": True, "knowledge_batch_size": 4096},
+        "runtime": {"device": "cuda", "knowledge_batch_size": 4096},
+        "backbone": {"training": {"bf16": True}},
+        "recommender": {"training": {"bf16": True}},
         "language_model": {"dtype": "bfloat16"},
         "finetune": {"micro_batch_tokens": 65_536},
     },

@@ -18,6 +18,12 @@ class Variant(StrEnum):
     """A gate of the ID embedding and the projected knowledge embedding."""
 
 
+class Backbone(StrEnum):
+    """The sequence encoders of the registry."""
+
+    SASREC = "sasrec"
+
+
 class Whitening(StrEnum):
     """What is done to knowledge embeddings before they are projected."""
 
@@ -38,8 +44,8 @@ class Schedule(StrEnum):
 class EncoderSettings(Settings):
     """The sequence encoder."""
 
-    backbone: str = "sasrec"
-    """Name of the backbone in the registry."""
+    backbone: Backbone = Backbone.SASREC
+    """Which sequence encoder."""
     hidden_size: int = Field(64, ge=1, le=4096)
     """Width d of item embeddings and hidden states."""
     n_layers: int = Field(2, ge=1, le=64)
@@ -78,6 +84,8 @@ class TrainingSettings(Settings):
     patience: int | None = Field(10, ge=1)
     """Epochs without a better validation NDCG@10 before training ends; null trains max_epochs and keeps the
     last, and then validation targets are not read at all."""
+    bf16: bool = False
+    """Activations in bfloat16; for GPUs."""
     seed: int = Field(1, ge=0, lt=2**31)
     """Seed of initialisation, order and dropout."""
 

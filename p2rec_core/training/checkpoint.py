@@ -5,6 +5,7 @@ cursor as JSON in the file's header. It replaces the one before atomically, so a
 whole one. Random numbers need no saving: the loop seeds them anew at every step from (seed, epoch, step).
 """
 
+import hashlib
 import json
 import os
 import time
@@ -63,11 +64,9 @@ class Checkpointer:
     def save(self, checkpoint: Checkpoint) -> None:
         """Replace the checkpoint atomically; the one before stays as a fall-back."""
         target, partial = self.directory / _FILE, self.directory / f"{_FILE}.part"
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()},
-            partial,
-            metadata={"cursor": json.dumps(checkpoint.cursor, sort_keys=True, allow_nan=True)},
-        )
+        tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+        cursor = json.dumps(checkpoint.cursor, sort_keys=True, allow_nan=True)
+        save_file(tensors, partial, metadata={"cursor": cursor, "digest": _digest(tensors, cursor)})
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         if target.exists():
@@ -89,8 +88,11 @@ class Checkpointer:
                 continue
             try:
                 with safe_open(path, framework="pt") as file:
-                    cursor = json.loads(file.metadata()["cursor"])
+                    metadata = file.metadata()
                     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if _digest(tensors, metadata["cursor"]) != metadata["digest"]:
+                    raise ValueError("its content is not what its digest says")
+                cursor = json.loads(metadata["cursor"])
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
                 damaged.append(f"{path} ({error})")
                 continue
@@ -102,6 +104,16 @@ class Checkpointer:
                 remedy=f"Delete {self.directory} to train from the start.",
             )
         return None
+
+
+def _digest(tensors: dict[str, Tensor], cursor: str) -> str:
+    """sha256 over names, types, shapes and bytes: safetensors itself has no checksum."""
+    digest = hashlib.sha256(cursor.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def restore_adam(optimiser: torch.optim.Optimizer, names: dict[int, str], moments: dict[str, Tensor]) -> None:

@@ -232,9 +232,12 @@ def _rate_factor(n_steps: int, progress: float, settings: FitSettings) -> float:
 
 
 def _message(state: _State) -> str:
-    last = {name: value for epoch, name, value in state.history if epoch == state.epoch}
-    curve = ", ".join(f"{name} {value:.4f}" for name, value in last.items())
-    return f"epoch {state.epoch}: {curve}" if curve else "epoch 0"
+    """One line for a person: the epoch at hand with its mean loss so far, and the metrics of the one before."""
+    last = ", ".join(f"{name} {value:.4f}" for epoch, name, value in state.history if epoch == state.epoch)
+    if not state.step:
+        return f"epoch {state.epoch}: {last}"
+    running = f"epoch {state.epoch + 1}: loss {state.loss_sum / state.weight_sum:.4f}"
+    return f"{running}; epoch {state.epoch}: {last}" if last else running
 
 
 def _checkpoint(

@@ -150,11 +150,11 @@ def test_later_sources_win(tmp_path):
     default = PipelineSettings()
     assert pipeline_settings(dataset="beauty") == default
     gpu = pipeline_settings(dataset="sample", profile=Profile.GPU)
-    assert (gpu.runtime.device, gpu.runtime.bf16, gpu.language_model.dtype) == ("cuda", True, "bfloat16")
+    assert (gpu.runtime.device, gpu.recommender.training.bf16, gpu.language_model.dtype) == ("cuda", True, "bfloat16")
     assert (gpu.clusters.n_clusters, gpu.recommender.encoder.hidden_size) == (12, 48)
     filed = pipeline_settings(dataset="sample", profile=Profile.GPU, config=config)
     assert filed.runtime.device == "cuda:1"  # over the profile
-    assert filed.runtime.bf16 is True  # the rest of the profile stays
+    assert filed.recommender.training.bf16 is True  # the rest of the profile stays
     assert filed.clusters.n_clusters == 7  # over the preset
     assert filed.recommender.encoder.hidden_size == 24
     assert filed.recommender.encoder.inner_size == 192  # the rest of the preset stays
@@ -221,12 +221,10 @@ def test_every_setting_is_described():
 @pytest.mark.parametrize(
     "assignment",
     [
-        pytest.param("evaluation.cutoffs=[0]", marks=pytest.mark.xfail(strict=True, reason="no bound on a cutoff")),
-        pytest.param("evaluation.cutoffs=[5,5]", marks=pytest.mark.xfail(strict=True, reason="repeats are accepted")),
-        pytest.param('variants=["base","base"]', marks=pytest.mark.xfail(strict=True, reason="repeats are accepted")),
-        pytest.param(
-            "recommender.encoder.backbone=gru", marks=pytest.mark.xfail(strict=True, reason="found out in training")
-        ),
+        "evaluation.cutoffs=[0]",
+        "evaluation.cutoffs=[5,5]",
+        'variants=["base","base"]',
+        "recommender.encoder.backbone=gru",
     ],
 )
 def test_what_cannot_work_is_refused_at_once(assignment):
