@@ -64,8 +64,10 @@ def other(name: str, value: Any) -> Any:
 DEFAULTS = validated({"language_model": {"name_or_path": "random-llama-tiny"}})
 SETTINGS = [
     name
-    for name, _ in leaves(DEFAULTS)
-    if not name.startswith("runtime.") and name not in ("variants", "language_model.revision")
+    for name, value in leaves(DEFAULTS)
+    if not name.startswith("runtime.")
+    and name not in ("variants", "language_model.revision")
+    and not (isinstance(value, StrEnum) and len(type(value)) == 1)  # a choice of one cannot be changed
 ]
 
 
