@@ -97,13 +97,14 @@ _PROFILES: dict[Profile, dict[str, Any]] = {
 
 _SMALL = {
     "encoder": {"hidden_size": 48, "inner_size": 192, "dropout": 0.3, "max_length": 50},
-    "training": {"batch_positions": 512},
+    "training": {"batch_positions": 512, "learning_rate": 5e-3, "max_epochs": 12},
 }
 _PRESETS: dict[str, dict[str, Any]] = {
     "sample": {
         "backbone": _SMALL,
         "recommender": _SMALL,
         "clusters": {"n_clusters": 12},
+        "finetune": {"epochs": 1},
         "fusion": {"n_components": 32},
     },
     "ml-1m": {
