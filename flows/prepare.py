@@ -10,7 +10,7 @@ from storage.snapshots import publish_snapshot
 from tasks.dag import Slot, pipeline_slots
 from tasks.plan import PlannedSlot
 from tasks.sources import find_source
-from tasks.stage import Outcome, StageResult
+from tasks.stage import VERIFIED, Outcome, StageResult
 
 
 def prepared_slots(dataset: str, settings: PipelineSettings, store: Store) -> tuple[list[Slot], bool]:
@@ -62,14 +62,7 @@ def cached_report(
     for slot in planned:
         if slot.artefact is None or not slot.cached:
             return None
-        results[slot.slot.name] = StageResult(
-            ref=slot.artefact.ref(),
-            outcome=Outcome.CACHED,
-            reason="the key matches and every byte is verified",
-            wall_s=slot.wall_s,
-            info=dict(slot.artefact.manifest.info),
-            n_bytes=sum(entry.bytes for entry in slot.artefact.files.values()),
-        )
+        results[slot.slot.name] = StageResult.of(slot.artefact, Outcome.CACHED, VERIFIED, slot.wall_s)
     snapshot = publish_snapshot(
         store, dataset, {name: result.ref for name, result in results.items()}, {"synthetic": synthetic}
     )

@@ -8,7 +8,7 @@ from typing import Any
 from p2rec_core.errors import ArtefactDamaged
 from storage.artefacts import Artefact, ArtefactRef, Store
 from tasks.dag import Slot
-from tasks.stage import StageCall
+from tasks.stage import StageCall, whole_artefact
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,8 @@ def plan(slots: list[Slot], store: Store, previous: Mapping[str, ArtefactRef]) -
         begun = time.monotonic()
         call = slot.call(refs)
         key = call.key()
-        try:
-            artefact = store.find(call.stage, key)
-            if artefact is not None:
-                store.verify(artefact)
-        except ArtefactDamaged as damage:
+        artefact, damage = whole_artefact(call.stage, key, store)
+        if damage is not None:
             yield PlannedSlot(slot, key, None, f"it is damaged: {damage.problem}")
             continue
         if artefact is None:

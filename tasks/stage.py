@@ -20,6 +20,9 @@ from p2rec_core.settings.pipeline import RuntimeSettings
 from storage.artefacts import Artefact, ArtefactRef, ArtefactWriter, InputRef, Store, content_key
 from tasks.fingerprint import code_fingerprint
 
+VERIFIED = "the key matches and every byte is verified"
+"""Why a cached artefact was taken."""
+
 
 class Outcome(StrEnum):
     """How a stage came by its artefact."""
@@ -114,6 +117,18 @@ class StageResult:
     info: dict[str, Any]
     n_bytes: int
 
+    @classmethod
+    def of(cls, artefact: Artefact, outcome: Outcome, reason: str, wall_s: float) -> "StageResult":
+        """The result that an artefact is."""
+        return cls(
+            ref=artefact.ref(),
+            outcome=outcome,
+            reason=reason,
+            wall_s=wall_s,
+            info=dict(artefact.manifest.info),
+            n_bytes=sum(entry.bytes for entry in artefact.files.values()),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""
         return {
@@ -162,16 +177,18 @@ def run_stage(
     """
     begun = time.monotonic()
     key = call.key()
-    if not force and (hit := _whole(call.stage, key, store)[0]) is not None:
-        return _result(hit, Outcome.CACHED, "the key matches and every byte is verified", begun)
+    if not force and (hit := whole_artefact(call.stage, key, store)[0]) is not None:
+        return StageResult.of(hit, Outcome.CACHED, VERIFIED, time.monotonic() - begun)
 
     def on_wait() -> None:
         log(f"another process computes {call.stage}/{key}; waiting for it")
 
     with store.lock(call.stage, key, on_wait=on_wait):
-        present, damage = _whole(call.stage, key, store)
+        present, damage = whole_artefact(call.stage, key, store)
         if present is not None and not force:
-            return _result(present, Outcome.CACHED, "another process has just computed it", begun)
+            return StageResult.of(
+                present, Outcome.CACHED, "another process has just computed it", time.monotonic() - begun
+            )
         outcome, reason = Outcome.COMPUTED, "forced" if force else "not in the store"
         if damage is not None:
             outcome, reason = Outcome.REBUILT, f"it was damaged: {damage.problem}"
@@ -180,10 +197,10 @@ def run_stage(
         elif present is not None:
             shutil.rmtree(store.workspace_path(call.stage, key), ignore_errors=True)
         artefact = _compute(call, key, store, runtime, progress, replace=force)
-    return _result(artefact, outcome, reason, begun)
+    return StageResult.of(artefact, outcome, reason, time.monotonic() - begun)
 
 
-def _whole(stage: str, key: str, store: Store) -> tuple[Artefact | None, ArtefactDamaged | None]:
+def whole_artefact(stage: str, key: str, store: Store) -> tuple[Artefact | None, ArtefactDamaged | None]:
     """The verified artefact, or what is wrong with the one that is there."""
     try:
         artefact = store.find(stage, key)
@@ -207,14 +224,3 @@ def _compute(
         context = StageContext(inputs, writer, store.workspace(call.stage, key), runtime, progress)
         info = call.compute(context)
         return writer.publish(info, time.monotonic() - begun, replace=replace)
-
-
-def _result(artefact: Artefact, outcome: Outcome, reason: str, begun: float) -> StageResult:
-    return StageResult(
-        ref=artefact.ref(),
-        outcome=outcome,
-        reason=reason,
-        wall_s=time.monotonic() - begun,
-        info=dict(artefact.manifest.info),
-        n_bytes=sum(entry.bytes for entry in artefact.files.values()),
-    )

@@ -119,6 +119,16 @@ def test_a_dry_run_says_what_would_be_computed_and_why(filled: Path, sets: list[
     assert "5 of 13 slots are cached" in call.stdout
 
 
+def test_a_dry_run_finds_an_artefact_that_lacks_a_file(filled: Path, sets: list[str]) -> None:
+    next((filled / "artefacts" / "clusters").glob("*/centroids.parquet")).unlink()
+    call = p2rec("run", "--store", filled, "--dry-run", "--json", *sets)
+    assert call.returncode == 0, call.stderr
+    slots = {row["slot"]: row for row in json.loads(call.stdout)}
+    assert not slots["clusters"]["cached"]
+    assert "it is damaged" in slots["clusters"]["reason"]
+    assert "centroids" in slots["clusters"]["reason"]
+
+
 @pytest.mark.parametrize(
     ("sql", "parameters", "n_rows"),
     [

@@ -1,6 +1,5 @@
 """Short ways to ingest a few lines."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,11 +55,3 @@ def run() -> Callable[..., IngestResult]:
         return ingest(path, **(settings | changes))
 
     return call
-
-
-@pytest.fixture
-def datasets_dir() -> Path:
-    value = os.environ.get("P2REC_DATASETS_DIR")
-    if not value:
-        pytest.skip("P2REC_DATASETS_DIR is not set")
-    return Path(value)
