@@ -99,6 +99,24 @@ def training_windows(sequences: RaggedSequences, max_length: int) -> Windows:
     return Windows(sequences, first, last - first + 1)
 
 
+def prefix_windows(sequences: RaggedSequences, max_length: int) -> Windows:
+    """One window for every transition: the item that follows, and up to ``max_length`` items before it.
+
+    A row of m items gives m - 1 windows, in order; a row of fewer than two gives none. This is what an encoder is
+    trained on that has a state for a whole row only.
+
+    Args:
+        sequences: The training parts.
+        max_length: Most items that the encoder reads; a window has at most one more.
+    """
+    n_transitions = np.maximum(sequences.lengths - 1, 0)
+    row = np.repeat(np.arange(len(sequences)), n_transitions)
+    k = np.arange(len(row)) - np.repeat(np.cumsum(n_transitions) - n_transitions, n_transitions)
+    following = sequences.offsets[row] + 1 + k
+    first = np.maximum(following - max_length, sequences.offsets[row])
+    return Windows(sequences, first, following - first + 1)
+
+
 def tail_windows(sequences: RaggedSequences, max_length: int) -> Windows:
     """The last ``max_length`` items of every row, empty rows included."""
     lengths = np.minimum(sequences.lengths, max_length)
@@ -130,3 +148,26 @@ def bucketed_batches(
         batches.append(order[start:end])
         start = end
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def shuffled_batches(
+    lengths: NDArray[np.int64], batch_rows: int, piece_rows: int, rng: np.random.Generator
+) -> list[list[NDArray[np.int64]]]:
+    """Put rows in random order, into batches of ``batch_rows`` and these into pieces of ``piece_rows``.
+
+    Args:
+        lengths: int64 (rows,); within a batch, pieces hold rows of like length.
+        batch_rows: Rows of a batch; the last one may have fewer.
+        piece_rows: Rows of a piece; the last of a batch may have fewer.
+        rng: Source of the order.
+
+    Returns:
+        Row numbers by batch and piece; each row is in exactly one piece.
+    """
+    order = rng.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), batch_rows):
+        rows = order[start : start + batch_rows]
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches.append([rows[piece : piece + piece_rows] for piece in range(0, len(rows), piece_rows)])
+    return batches

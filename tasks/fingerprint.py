@@ -11,26 +11,32 @@ import time
 from functools import cache
 from pathlib import Path
 
-COMPUTING = ("p2rec_core", "storage.ingest", "tasks.arrays")
+COMPUTING = ("p2rec_core", "storage.ingest", "tasks.arrays", "tasks.language_model", "tasks.evaluation")
 """Packages and modules whose code decides what a stage computes."""
 
-NOT_COMPUTING = ("p2rec_core.errors", "p2rec_core.progress", "p2rec_core.settings")
-"""Parts of these that cannot change a result: messages, and settings whose values are in the key themselves."""
+NOT_COMPUTING = (
+    "p2rec_core.errors",
+    "p2rec_core.progress",
+    "p2rec_core.settings",
+    "p2rec_core.backbones.registry",
+)
+"""Parts of these that cannot change a result: messages, settings whose values are in the key themselves, and the list
+of encoders, of which a stage names the one that computes it."""
 
 _PARSE_ATTEMPTS = 5
 
 
-def code_fingerprint(module: str) -> str:
-    """Hash a stage's module and every computing module that it imports, directly or not.
+def code_fingerprint(*modules: str) -> str:
+    """Hash a stage's modules and every computing module that they import, directly or not.
 
     Args:
-        module: Dotted name of the stage's own module, e.g. ``"tasks.clusters"``.
+        modules: Dotted names: the stage's own module, e.g. ``"tasks.clusters"``, and those that it finds by name.
 
     Returns:
         32 hexadecimal digits.
     """
     seen: dict[str, str] = {}
-    waiting = [module]
+    waiting = list(modules)
     while waiting:
         name = waiting.pop()
         if name in seen:

@@ -73,6 +73,7 @@ class StageCall:
         inputs: Input name → artefact and the file of it that is read. Only the file's content enters the key.
         compute: Writes tables through the context and returns facts for the manifest: counts, metrics, notes.
         sources: Files outside the store: name → sha256 of the content.
+        extra_modules: Modules that compute it and that ``module`` finds by name instead of importing them.
     """
 
     stage: str
@@ -81,6 +82,7 @@ class StageCall:
     inputs: Mapping[str, tuple[ArtefactRef, str]]
     compute: Callable[[StageContext], dict[str, Any]]
     sources: Mapping[str, str] = field(default_factory=dict)
+    extra_modules: tuple[str, ...] = ()
 
     def input_refs(self) -> dict[str, InputRef]:
         """What the key and the manifest say of the inputs."""
@@ -90,7 +92,7 @@ class StageCall:
 
     def fingerprint(self) -> str:
         """Fingerprint of the code that computes it."""
-        return code_fingerprint(self.module)
+        return code_fingerprint(self.module, *self.extra_modules)
 
     def key(self) -> str:
         """The name of its result."""

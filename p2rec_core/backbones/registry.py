@@ -1,50 +1,89 @@
-"""The sequence encoders by name. A new one is a file and a line here."""
+"""The sequence encoders by name. A new one is a file and an entry here.
 
-from typing import Protocol
+Nothing is imported from an encoder's module until one is built, so that looking at settings loads no model code. The
+file is not part of a stage's code fingerprint: the defaults are in the key as settings, and the module of the encoder
+that is used is fingerprinted by itself.
+"""
 
-from torch import Tensor, nn
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from p2rec_core.backbones.sasrec import SASRec
 from p2rec_core.errors import SettingsError
 
 
-class SequenceEncoder(Protocol):
-    """What a recommender asks of its encoder.
+@dataclass(frozen=True)
+class Entry:
+    """One encoder.
 
-    A factory takes ``hidden_size, n_layers, n_heads, inner_size, dropout, max_length`` by name.
+    Attributes:
+        module: Where its class is; the only encoder there.
+        name: The class.
+        title: What a person calls it.
+        defaults: Every setting that it reads, with its default: the keyword parameters of the class.
+            ``hidden_size`` and ``max_length`` are read by all.
     """
 
-    def __call__(self, vectors: Tensor, lengths: Tensor) -> Tensor:
-        """Map item vectors (B, L, d) of rows with ``lengths`` (B,) items to states (B, L, d)."""
+    module: str
+    name: str
+    title: str
+    defaults: Mapping[str, int | float]
 
 
-ENCODERS: dict[str, type[nn.Module]] = {"sasrec": SASRec}
+DEFAULT_BACKBONE = "sasrec"
+
+ENCODERS: dict[str, Entry] = {
+    "sasrec": Entry(
+        module="p2rec_core.backbones.sasrec",
+        name="SASRec",
+        title="SASRec",
+        defaults={
+            "hidden_size": 64,
+            "n_layers": 2,
+            "n_heads": 2,
+            "inner_size": 256,
+            "dropout": 0.5,
+            "max_length": 50,
+        },
+    ),
+    "gru4rec": Entry(
+        module="p2rec_core.backbones.gru4rec",
+        name="GRU4Rec",
+        title="GRU4Rec",
+        defaults={"hidden_size": 64, "inner_size": 128, "dropout": 0.3, "max_length": 50},
+    ),
+    "caser": Entry(
+        module="p2rec_core.backbones.caser",
+        name="Caser",
+        title="Caser",
+        defaults={
+            "hidden_size": 64,
+            "window": 5,
+            "n_horizontal": 16,
+            "n_vertical": 4,
+            "dropout": 0.5,
+            "max_length": 50,
+        },
+    ),
+    "fmlp_rec": Entry(
+        module="p2rec_core.backbones.fmlp_rec",
+        name="FMLPRec",
+        title="FMLP-Rec",
+        defaults={"hidden_size": 64, "n_layers": 2, "inner_size": 256, "dropout": 0.5, "max_length": 50},
+    ),
+}
 
 
-def make_encoder(
-    backbone: str,
-    *,
-    hidden_size: int,
-    n_layers: int,
-    n_heads: int,
-    inner_size: int,
-    dropout: float,
-    max_length: int,
-) -> nn.Module:
-    """Build an encoder by its name.
+def encoder_entry(backbone: str) -> Entry:
+    """The entry of a name.
 
     Raises:
         SettingsError: No encoder has that name.
     """
     if backbone not in ENCODERS:
+        close = difflib.get_close_matches(backbone, ENCODERS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
         raise SettingsError(
-            f"There is no backbone {backbone!r}.", remedy=f"Choose one of: {', '.join(sorted(ENCODERS))}."
+            f"There is no backbone {backbone!r}{hint}.", remedy=f"Choose one of: {', '.join(sorted(ENCODERS))}."
         )
-    return ENCODERS[backbone](
-        hidden_size=hidden_size,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        inner_size=inner_size,
-        dropout=dropout,
-        max_length=max_length,
-    )
+    return ENCODERS[backbone]

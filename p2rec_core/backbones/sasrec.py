@@ -3,10 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from p2rec_core.backbones.base import SequenceEncoder
+
 INIT_STD = 0.02
 
 
-class SASRec(nn.Module):
+class SASRec(SequenceEncoder):
     """Encoder of Kang and McAuley (2018) in RecBole's form.
 
     Post-norm blocks x ← LN(x + Drop(MHA(x))), x ← LN(x + Drop(FFN(x))), GELU, learned absolute positions; input
@@ -28,8 +30,7 @@ class SASRec(nn.Module):
     def __init__(
         self, *, hidden_size: int, n_layers: int, n_heads: int, inner_size: int, dropout: float, max_length: int
     ) -> None:
-        super().__init__()
-        self.max_length = max_length
+        super().__init__(hidden_size=hidden_size, max_length=max_length)
         self.position = nn.Embedding(max_length, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
@@ -37,15 +38,7 @@ class SASRec(nn.Module):
         self.apply(_initialise)
 
     def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
-        """Encode.
-
-        Args:
-            vectors: (B, L, d) item vectors, right-padded.
-            lengths: int64 (B,) items per row; not needed by a causal encoder.
-
-        Returns:
-            (B, L, d): state t of a row depends on its items 0 … t only.
-        """
+        """Encode; see ``SequenceEncoder.forward``. ``lengths`` are not needed."""
         x: Tensor = vectors + self.position.weight[: vectors.shape[1]]
         x = self.dropout(self.norm(x))
         for block in self.blocks:

@@ -53,14 +53,25 @@ def cycles() -> Callable[..., tuple[RaggedSequences, np.ndarray]]:
     return make_cycles
 
 
-SHAPE = {
-    "backbone": "sasrec",
-    "hidden_size": 16,
-    "n_layers": 1,
-    "n_heads": 2,
-    "inner_size": 32,
-    "dropout": 0.2,
-    "max_length": 5,
+SHAPES: dict[str, dict[str, Any]] = {
+    "sasrec": {
+        "hidden_size": 16,
+        "n_layers": 1,
+        "n_heads": 2,
+        "inner_size": 32,
+        "dropout": 0.2,
+        "max_length": 5,
+    },
+    "gru4rec": {"hidden_size": 16, "inner_size": 24, "dropout": 0.2, "max_length": 5},
+    "caser": {
+        "hidden_size": 16,
+        "window": 3,
+        "n_horizontal": 4,
+        "n_vertical": 2,
+        "dropout": 0.2,
+        "max_length": 5,
+    },
+    "fmlp_rec": {"hidden_size": 16, "n_layers": 2, "inner_size": 32, "dropout": 0.2, "max_length": 5},
 }
 TRAINING = {
     "learning_rate": 1e-2,
@@ -79,13 +90,14 @@ def train() -> Callable[..., TrainedRecommender]:
     """Train a tiny recommender; fields of the encoder's shape and of the training may be changed by name."""
 
     def train(sequences: RaggedSequences, validation: Any, n_items: int, **changes: Any) -> TrainedRecommender:
-        shape = {name: changes.pop(name, value) for name, value in SHAPE.items()}
+        backbone = changes.pop("backbone", "sasrec")
+        options = {name: changes.pop(name, value) for name, value in SHAPES.get(backbone, SHAPES["sasrec"]).items()}
         training = {name: changes.pop(name, value) for name, value in TRAINING.items()}
         return train_recommender(
             sequences,
             validation,
             n_items=n_items,
-            encoder=EncoderShape(**shape),
+            encoder=EncoderShape(backbone, options),
             training=NextItemTraining(**training),
             device=torch.device("cpu"),
             **changes,
@@ -95,5 +107,18 @@ def train() -> Callable[..., TrainedRecommender]:
 
 
 @pytest.fixture(scope="session")
+def train_settings() -> Callable[..., NextItemTraining]:
+    """How long and how fast a known succession takes; fields may be changed by name."""
+    quick = {"learning_rate": 2e-2, "max_epochs": 20, "warmup_steps": 0, "weight_decay": 0.0}
+    return lambda **changes: NextItemTraining(**TRAINING | quick | changes)
+
+
+@pytest.fixture(scope="session")
 def tiny_shape() -> EncoderShape:
-    return EncoderShape(**SHAPE)
+    return EncoderShape("sasrec", SHAPES["sasrec"])
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes() -> dict[str, EncoderShape]:
+    """The shape of a tiny encoder by backbone."""
+    return {backbone: EncoderShape(backbone, options) for backbone, options in SHAPES.items()}

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ir_measures import Success, nDCG
 
+from p2rec_core.backbones.base import SequenceEncoder
 from p2rec_core.errors import ModelError
 from p2rec_core.evaluation import NO_LEARNING, no_learning_ranks, recommender_ranks
 from p2rec_core.ranking import (
@@ -78,8 +79,11 @@ class _Fixed(torch.nn.Module):
         return torch.tensor([[100.0], [1.0], [3.0], [2.0]])
 
 
-class _LastVector(torch.nn.Module):
+class _LastVector(SequenceEncoder):
     """A state of one everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden_size=1, max_length=2)
 
     def forward(self, vectors: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(vectors)
@@ -111,7 +115,7 @@ def test_the_batch_of_evaluation_changes_nothing(ragged, monkeypatch):
         def forward(self) -> torch.Tensor:
             return self.rows
 
-    model = Recommender(Table(), torch.nn.Identity())
+    model = Recommender(Table(), _LastVector())
     model.encoder.forward = lambda vectors, lengths: vectors.cumsum(1)
     results = []
     for rows in (512, 7, 1):

@@ -81,6 +81,15 @@ def test_resuming_is_exact(job, undisturbed, tmp_path, call):
     assert_identical(result, undisturbed)
 
 
+@pytest.mark.parametrize("backbone", ["gru4rec", "caser", "fmlp_rec"])
+def test_every_backbone_resumes_exactly(job, tmp_path, backbone):
+    with pytest.raises(Interrupted):
+        job(backbone=backbone, checkpointer=Checkpointer(tmp_path, every_s=0), progress=interrupt_after(5))
+    result = job(backbone=backbone, checkpointer=Checkpointer(tmp_path, every_s=0))
+    assert result.fit.resumed_at_step is not None
+    assert_identical(result, job(backbone=backbone))
+
+
 def test_resuming_from_a_checkpoint_that_is_some_steps_old(job, undisturbed, tmp_path, monkeypatch):
     due = iter([False, False, True] * 20)
     monkeypatch.setattr(Checkpointer, "due", lambda self: next(due))

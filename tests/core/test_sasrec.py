@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from p2rec_core.backbones.registry import make_encoder
 from p2rec_core.backbones.sasrec import SASRec
-from p2rec_core.errors import SettingsError
 from p2rec_core.fusion import IdTable
 from p2rec_core.recommender import Recommender
 
@@ -137,9 +135,3 @@ def test_dropout_is_for_training_only():
     torch.testing.assert_close(model(vectors, lengths), model(vectors, lengths), rtol=0, atol=0)
     model.train()
     assert not torch.allclose(model(vectors, lengths), model(vectors, lengths))
-
-
-def test_an_unknown_backbone_is_named():
-    shape = {"hidden_size": 8, "n_layers": 1, "n_heads": 1, "inner_size": 8, "dropout": 0.0, "max_length": 4}
-    with pytest.raises(SettingsError, match=r"There is no backbone 'sasrek'. Choose one of: .*sasrec"):
-        make_encoder("sasrek", **shape)

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2rec_core.errors import DataError
-from p2rec_core.sequences import RaggedSequences, bucketed_batches, tail_windows, training_windows
+from p2rec_core.sequences import (
+    RaggedSequences,
+    bucketed_batches,
+    prefix_windows,
+    shuffled_batches,
+    tail_windows,
+    training_windows,
+)
 
 ROWS = st.lists(st.lists(st.integers(1, 30), max_size=25), min_size=1, max_size=8)
 
@@ -49,6 +56,17 @@ def test_windows_are_cut_from_the_end():
 
 
 @given(ROWS, st.integers(1, 9))
+def test_every_prefix_is_a_window_with_the_item_that_follows(rows, max_length):
+    windows = prefix_windows(as_ragged(rows), max_length)
+    expected = [row[max(0, n - max_length) : n + 1] for row in rows for n in range(1, len(row))]
+    assert [window(windows, n) for n in range(len(windows))] == expected
+    assert len(windows) == sum(max(len(row) - 1, 0) for row in rows)
+    # each transition is the last of exactly one window
+    ends = (windows.starts + windows.lengths - 1).tolist()
+    assert len(set(ends)) == len(ends)
+
+
+@given(ROWS, st.integers(1, 9))
 def test_tail_windows_are_the_latest_items(rows, max_length):
     windows = tail_windows(as_ragged(rows), max_length)
     assert [window(windows, n) for n in range(len(windows))] == [row[-max_length:] for row in rows]
@@ -85,6 +103,20 @@ def test_batches_hold_rows_of_like_length_in_an_order_of_the_seed():
     # neither the batches nor the rows within a length come in order
     longest = [int(lengths[b].max()) for b in one]
     assert longest != sorted(longest)
+
+
+@given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 30), st.integers(1, 9), st.integers(0, 5))
+def test_shuffled_batches_are_a_partition_in_pieces(lengths, batch_rows, piece_rows, seed):
+    lengths = np.array(lengths, np.int64)
+    batches = shuffled_batches(lengths, batch_rows, piece_rows, np.random.default_rng(seed))
+    pieces = [piece for batch in batches for piece in batch]
+    assert sorted(np.concatenate([*pieces, np.empty(0, np.int64)]).tolist()) == list(range(len(lengths)))
+    sizes = [sum(map(len, batch)) for batch in batches]
+    assert all(size == batch_rows for size in sizes[:-1])
+    for batch in batches:
+        assert all(len(piece) == piece_rows for piece in batch[:-1])
+        inside = lengths[np.concatenate(batch)]
+        assert (np.diff(inside) >= 0).all()
 
 
 @given(ROWS, st.data())

@@ -86,9 +86,9 @@ def test_what_is_stored_scores_as_what_was_trained(cycles, train, tiny_shape):
     assert hit_rate(trained, sequences, targets, tiny_shape, k=10) == validated[0]
 
 
-def test_weights_of_another_shape(cycles, train):
+def test_weights_of_another_shape(cycles, train, tiny_shape):
     trained = train(*cycles(20, 12), 12, max_epochs=1)
-    wrong = EncoderShape("sasrec", 8, 1, 2, 32, 0.0, 5)
+    wrong = EncoderShape("sasrec", tiny_shape.options | {"hidden_size": 8})
     with pytest.raises(ModelError, match=r"(?s)do not fit a sasrec of hidden_size 8.*the artefact's manifest"):
         load_recommender(trained.tensors, wrong, CPU)
 

@@ -66,7 +66,8 @@ def test_a_directory_without_a_language_model(copied, driver, quick, photograph,
 
 
 def test_an_unknown_backbone(quick):
-    with pytest.raises(SettingsError, match=r"recommender.encoder.backbone = 'gru': input should be 'sasrec'"):
+    said = r"recommender.encoder.backbone = 'gru': there is no backbone 'gru' \(did you mean gru4rec\?\)"
+    with pytest.raises(SettingsError, match=said):
         quick({"recommender.encoder.backbone": "gru"})
 
 
