@@ -38,6 +38,7 @@ def cluster_items(
     max_iter: int,
     normalise: bool,
     seed: int,
+    setting: str = "clusters.n_clusters",
 ) -> Clusters:
     """Group items by k-means.
 
@@ -50,6 +51,7 @@ def cluster_items(
         max_iter: Iterations per start.
         normalise: Whether to scale embeddings to unit length first.
         seed: Seed of the starts.
+        setting: Where n_clusters comes from, for messages.
 
     Raises:
         DataError: Embeddings are not finite, or there are fewer distinct trained ones than groups.
@@ -67,8 +69,8 @@ def cluster_items(
     n_distinct = len(np.unique(fitted, axis=0))
     if n_distinct < n_clusters:
         raise DataError(
-            f"clusters.n_clusters = {n_clusters}, but only {n_distinct} distinct items have training interactions.",
-            remedy=f"Set clusters.n_clusters to {n_distinct} or less.",
+            f"{setting} = {n_clusters}, but only {n_distinct} distinct items have training interactions.",
+            remedy=f"Set {setting} to {n_distinct} or less.",
         )
     # one thread: scikit-learn adds up per-thread sums in the order in which threads finish
     with threadpool_limits(limits=1):

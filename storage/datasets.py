@@ -27,6 +27,7 @@ __all__ = [
     "http_fetch",
     "known_dataset",
     "locate",
+    "locate_item_texts",
 ]
 
 DIRECTORY_VARIABLE = "P2REC_DATASETS_DIR"
@@ -65,6 +66,7 @@ class KnownDataset:
         n_interactions: Interactions.
         mean_length: Interactions of a user, as printed: one decimal.
         items_file: Name of the file with the items' text (item_id, title, …).
+        text_columns: Its columns that describe an item in words.
         note: Origin, citation and terms.
         synthetic: Whether it was drawn by a program: its results say nothing about people.
     """
@@ -82,6 +84,7 @@ class KnownDataset:
     n_interactions: int
     mean_length: float
     items_file: str
+    text_columns: tuple[str, ...]
     note: str
     synthetic: bool
 
@@ -105,6 +108,7 @@ DATASETS: Mapping[str, KnownDataset] = {
             n_interactions=198_502,
             mean_length=8.9,
             items_file="beauty.items.tsv",
+            text_columns=("terms",),
             note="Amazon reviews 2014, 5-core (McAuley et al., SIGIR 2015), as processed for S3-Rec (Zhou "
             "et al., CIKM 2020) and republished with ICLRec. For research, "
             "under the terms of the Amazon review data.",
@@ -124,6 +128,7 @@ DATASETS: Mapping[str, KnownDataset] = {
             n_interactions=999_611,
             mean_length=165.5,
             items_file="ml-1m.items.tsv",
+            text_columns=("title", "category"),
             note="MovieLens-1M (Harper and Konstan, TiiS 2015), items with 5 ratings and more, in the order "
             "of SASRec (Kang and McAuley, ICDM 2018). GroupLens forbids commercial use and redistribution "
             "without permission.",
@@ -143,6 +148,7 @@ DATASETS: Mapping[str, KnownDataset] = {
             n_interactions=316_354,
             mean_length=10.4,
             items_file="yelp.items.tsv",
+            text_columns=("title", "category"),
             note="Yelp Open Dataset, reviews from 2019 on, 5-core, as processed for S3-Rec (Zhou et al., "
             "CIKM 2020) and republished with ICLRec. For academic use under Yelp's dataset agreement.",
             synthetic=False,
@@ -161,6 +167,7 @@ DATASETS: Mapping[str, KnownDataset] = {
             n_interactions=10_985,
             mean_length=12.2,
             items_file="sample.items.tsv",
+            text_columns=("title", "category"),
             note="Drawn by storage.sample with known categories; no real user made it. Licensed as P2Rec.",
             synthetic=True,
         ),
@@ -249,6 +256,25 @@ def locate(
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return cached
+
+
+def locate_item_texts(name: str, *, datasets_dir: Path | None, cache_dir: Path) -> Path | None:
+    """Find the file of a known data set's item texts beside its interactions; None where there is none.
+
+    Args:
+        name: Which.
+        datasets_dir: The user's directory; None if there is none.
+        cache_dir: Where ``locate`` has put the sample.
+
+    Raises:
+        DataError: The name is unknown.
+    """
+    known = known_dataset(name)
+    folder = cache_dir if known.synthetic else datasets_dir
+    if folder is None:
+        return None
+    path = folder / known.items_file
+    return path if path.exists() else None
 
 
 def _download(

@@ -1,8 +1,9 @@
 """The tables that the store keeps: names, types and what every column means.
 
 Conventions: a ``*_idx`` is dense, 1…N; 0 is padding and never occurs in a table. A ``*_id`` is the
-owner's identifier, as text. A vector is a FixedSizeList of float32. No table holds a wall-clock
-time, so that the same computation gives the same bytes.
+owner's identifier, as text. A vector is a FixedSizeList of float32. No table but
+``language_model_cost``, which is a measurement, holds a wall-clock time, so that the same computation gives the same
+bytes.
 
 The descriptions stay in this module and out of the files: improving a sentence must not change
 the content hash of an artefact.
@@ -101,10 +102,20 @@ TABLES: dict[str, tuple[Column, ...]] = {
         _vector("embedding", "width", "the item's embedding"),
     ),
     "history": _LEARNING_CURVE,
+    "item_texts": (
+        _EACH_ITEM,
+        Column("text", pa.string(), "what is known of the item in words; empty where there is nothing"),
+        _vector("embedding", "width", "the language model's embedding of the text; zero where there is none"),
+    ),
     "item_clusters": (
         _ITEM,
         _CLUSTER,
         Column("distance", pa.float32(), "Euclidean distance to the centroid"),
+    ),
+    "finer_clusters": (
+        _ITEM,
+        Column("n_clusters", pa.int32(), "clusters of the grouping"),
+        Column("cluster", pa.int32(), "the item's cluster in it, from 0"),
     ),
     "centroids": (
         _CLUSTER,
@@ -138,6 +149,16 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("k", pa.int32(), "cut-off; 0 for a metric without one"),
         Column("value", pa.float64(), "mean over users"),
         Column("n_users", pa.int32(), "users that the mean is over"),
+    ),
+    "language_model_cost": (
+        Column("method", pa.string(), "p2rec or e4srec"),
+        Column("phase", pa.string(), "training (one epoch) or inference (everything once)"),
+        Column("level", pa.string(), "what an example is: user, instance or item"),
+        Column("n_instances", pa.int64(), "examples of the whole"),
+        Column("n_tokens", pa.int64(), "their tokens, without padding"),
+        Column("n_tokens_measured", pa.int64(), "tokens that were timed"),
+        Column("seconds_measured", pa.float64(), "what these took: a measurement, another each time"),
+        Column("seconds_per_epoch", pa.float64(), "seconds of the whole, extrapolated by tokens"),
     ),
 }
 

@@ -20,7 +20,8 @@ def clusters_call(settings: ClusterSettings, *, backbone: ArtefactRef) -> StageC
         table = context.table("embeddings")
         trained = table.column("trained").to_numpy()
         context.progress(0, 1, f"k-means, K = {settings.n_clusters}, over {table.num_rows} items")
-        result = cluster_items(vectors(table, "embedding"), trained, **settings.model_dump())
+        embeddings, options = vectors(table, "embedding"), settings.model_dump(exclude={"n_clusters", "finer"})
+        result = cluster_items(embeddings, trained, n_clusters=settings.n_clusters, **options)
         context.writer.table(
             "item_clusters",
             pa.table(
@@ -38,6 +39,20 @@ def clusters_call(settings: ClusterSettings, *, backbone: ArtefactRef) -> StageC
                     "cluster": pa.array(np.arange(settings.n_clusters, dtype=np.int32)),
                     "size": pa.array(result.size),
                     "centroid": vector_array(result.centroid),
+                }
+            ),
+        )
+        finer = []
+        for k in settings.finer:
+            context.progress(0, 1, f"k-means, K = {k}, over {table.num_rows} items")
+            finer.append(cluster_items(embeddings, trained, n_clusters=k, setting="clusters.finer", **options).cluster)
+        context.writer.table(
+            "finer_clusters",
+            pa.table(
+                {
+                    "item_idx": pa.concat_arrays([numbering(table.num_rows)] * len(finer) or [numbering(0)]),
+                    "n_clusters": pa.array(np.repeat(np.array(settings.finer, np.int32), table.num_rows)),
+                    "cluster": pa.array(np.concatenate([np.empty(0, np.int32), *finer])),
                 }
             ),
         )

@@ -1,11 +1,18 @@
 """Stage 5: fine-tune the language model, one example per user."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from p2rec_core.settings.language import Dtype, FinetuneSettings, LanguageModelSettings
+from p2rec_core.settings.language import FinetuneSettings, LanguageModelSettings
 from storage.artefacts import ArtefactRef
 from tasks.arrays import learning_curve, ragged, vectors
+from tasks.language_model import NOT_READ_WITH_ITEMS, language_model_source, open_language_model, read_items
 from tasks.stage import StageCall, StageContext
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from p2rec_core.sequences import RaggedSequences
 
 
 def finetune_call(
@@ -14,16 +21,24 @@ def finetune_call(
     *,
     ingest: ArtefactRef,
     backbone: ArtefactRef,
+    clusters: ArtefactRef,
     preferences: ArtefactRef,
+    text: ArtefactRef | None = None,
 ) -> StageCall:
     """The user-level fine-tuning.
+
+    Args:
+        language_model: The language model.
+        settings: How it is tuned.
+        ingest: Sequences.
+        backbone: Item embeddings.
+        clusters: The finer groupings, whose preferences are told beside.
+        preferences: Users' preferences.
+        text: Embeddings of the items' texts, read beside the backbone's; None where there are none.
 
     Raises:
         ModelError: There is no such language model on this machine.
     """
-    from p2rec_core.language.identity import model_identity
-
-    identity = model_identity(language_model.name_or_path, language_model.revision, seed=settings.seed)
 
     def compute(context: StageContext) -> dict[str, Any]:
         return _finetune(context, language_model, settings)
@@ -32,70 +47,48 @@ def finetune_call(
         stage="finetune",
         module="tasks.finetune",
         # the weights count, not where they lie
-        settings=language_model.model_dump(mode="json", exclude={"name_or_path", "revision"})
-        | settings.model_dump(mode="json"),
+        settings=language_model.model_dump(mode="json", exclude=NOT_READ_WITH_ITEMS) | settings.model_dump(mode="json"),
         inputs={
             "sequences": (ingest, "sequences"),
             "embeddings": (backbone, "item_embeddings"),
             "preferences": (preferences, "user_preferences"),
+            "finer": (clusters, "finer_clusters"),
+            **({} if text is None else {"texts": (text, "item_texts")}),
         },
         compute=compute,
-        sources={"language-model": identity},
+        sources=language_model_source(language_model, seed=settings.seed),
     )
 
 
 def _finetune(
     context: StageContext, language_model: LanguageModelSettings, settings: FinetuneSettings
 ) -> dict[str, Any]:
-    import torch
-
     from p2rec_core.language.finetune import finetune
-    from p2rec_core.language.loading import load_language_model
-    from p2rec_core.language.prompt import build_prompt
-    from p2rec_core.runtime import prepared_device
     from p2rec_core.training.checkpoint import Checkpointer
 
-    runtime = context.runtime
-    device = prepared_device(runtime.device, runtime.threads)
-    loaded = load_language_model(
-        language_model.name_or_path,
-        revision=language_model.revision,
-        dtype=language_model.dtype,
-        quantisation=language_model.quantisation,
-        device=device,
-        seed=settings.seed,
-    )
-    embeddings = context.table("embeddings")
+    opened = open_language_model(language_model, context.runtime, seed=settings.seed)
     preferences = vectors(context.table("preferences"), "preference")
     sequences = ragged(context.table("sequences"))
-    prompt = build_prompt(
-        loaded.tokenizer,
-        language_model.instruction,
-        language_model.response,
-        n_clusters=preferences.shape[1],
-        causal=loaded.causal,
-    )
     result = finetune(
-        loaded,
-        prompt,
-        vectors(embeddings, "embedding"),
-        embeddings.column("trained").to_numpy(),
+        opened.language_model,
+        opened.preference_prompt(language_model, preferences.shape[1]),
+        *read_items(context),
         sequences.items,
         sequences.offsets,
         preferences,
+        finer=_finer_preferences(context, sequences),
         **settings.model_dump(),
         pooling=language_model.pooling,
-        device=device,
-        autocast=torch.bfloat16 if language_model.dtype is Dtype.BFLOAT16 else None,
-        checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
+        device=opened.device,
+        autocast=opened.autocast,
+        checkpointer=Checkpointer(context.workspace, every_s=context.runtime.checkpoint_every_s),
         progress=context.progress,
     )
-    context.writer.tensors("adapter", result.tensors, {"language_model": loaded.label})
+    context.writer.tensors("adapter", result.tensors, {"language_model": opened.language_model.label})
     context.writer.table("finetune_history", learning_curve(result.history))
     last = {metric: value for epoch, metric, value in result.history if epoch == result.n_epochs}
-    return {
-        "language_model": loaded.label,
-        "random_init": loaded.random_init,
+    return opened.facts() | {
+        "item_text": "texts" in context.inputs,
         "n_epochs": result.n_epochs,
         "n_steps": result.n_steps,
         "resumed_at_step": result.resumed_at_step,
@@ -107,3 +100,13 @@ def _finetune(
         "last": last,
         "notes": list(result.notes),
     }
+
+
+def _finer_preferences(context: StageContext, sequences: "RaggedSequences") -> "list[NDArray[np.float32]]":
+    """Users' preferences over each finer grouping, float32 (U, K), coarser groupings first as they were asked for."""
+    from p2rec_core.preferences import preference_vectors
+
+    table = context.table("finer")
+    sizes = table.column("n_clusters").to_numpy()
+    cluster = table.column("cluster").to_numpy()
+    return [preference_vectors(sequences, cluster[sizes == k], int(k)) for k in dict.fromkeys(sizes.tolist())]

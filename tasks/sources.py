@@ -9,12 +9,25 @@ from typing import Any
 from p2rec_core.errors import DataError
 from p2rec_core.settings.data import IngestSettings
 from storage.artefacts import Store
-from storage.datasets import DATASETS, DIRECTORY_VARIABLE, Progress, http_fetch, locate
+from storage.datasets import DATASETS, DIRECTORY_VARIABLE, Progress, http_fetch, locate, locate_item_texts
 from storage.disk import make_directory, os_errors, replace_durably
 from storage.manifest import checked_name
 
 OFFLINE_VARIABLE = "P2REC_OFFLINE"
 """Any value other than 0 forbids downloads."""
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of items' texts and how to read it.
+
+    Attributes:
+        path: The file.
+        columns: Columns that make an item's text; None takes all but the first, the identifier.
+    """
+
+    path: Path
+    columns: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -26,12 +39,14 @@ class Source:
         path: The file.
         ingest: Settings that belong to the file, by field of ``IngestSettings``; empty for known datasets.
         synthetic: Whether a program has drawn the data.
+        texts: The items' texts; None where there are none.
     """
 
     dataset: str
     path: Path
     ingest: dict[str, Any]
     synthetic: bool
+    texts: TextFile | None = None
 
 
 def find_source(dataset: str, store: Store, *, progress: Progress | None = None) -> Source:
@@ -54,12 +69,20 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
                 f"The dataset {dataset!r} was imported from {path}, which is no longer there.",
                 remedy=f"Put the file back, or import it anew with `p2rec data import FILE --name {dataset}`.",
             )
-        return Source(dataset, path, entry["ingest"], synthetic=False)
+        texts = entry.get("item_texts")
+        if texts is not None and not Path(texts).exists():
+            raise DataError(
+                f"The item texts of {dataset!r} were in {texts}, which is no longer there.",
+                remedy=f"Put the file back, or import anew with `p2rec data import FILE --name {dataset}`.",
+            )
+        return Source(
+            dataset, path, entry["ingest"], synthetic=False, texts=None if texts is None else TextFile(Path(texts))
+        )
     if dataset not in DATASETS:
-        known = sorted({*DATASETS, *imported_datasets(store)})
+        names = sorted({*DATASETS, *imported_datasets(store)})
         raise DataError(
             f"There is no dataset {dataset!r}.",
-            remedy=f"Choose one of {', '.join(known)}, or import a file with `p2rec data import FILE --name NAME`.",
+            remedy=f"Choose one of {', '.join(names)}, or import a file with `p2rec data import FILE --name NAME`.",
         )
     directory = os.environ.get(DIRECTORY_VARIABLE)
     offline = os.environ.get(OFFLINE_VARIABLE, "0") != "0"
@@ -70,11 +93,21 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
         fetch=None if offline else http_fetch,
         progress=progress,
     )
-    return Source(dataset, path, {"format": DATASETS[dataset].format}, DATASETS[dataset].synthetic)
+    known = DATASETS[dataset]
+    texts = locate_item_texts(
+        dataset, datasets_dir=Path(directory) if directory else None, cache_dir=store.root / "downloads"
+    )
+    return Source(
+        dataset,
+        path,
+        {"format": known.format},
+        known.synthetic,
+        None if texts is None else TextFile(texts, known.text_columns),
+    )
 
 
-def register(store: Store, dataset: str, path: Path, ingest: IngestSettings) -> None:
-    """Remember an imported file under a name.
+def register(store: Store, dataset: str, path: Path, ingest: IngestSettings, *, item_texts: Path | None = None) -> None:
+    """Remember an imported file, and that of its items' texts, under a name.
 
     Raises:
         DataError: The name belongs to a known dataset.
@@ -83,7 +116,12 @@ def register(store: Store, dataset: str, path: Path, ingest: IngestSettings) -> 
     if dataset in DATASETS:
         raise DataError(f"{dataset!r} is the name of a known dataset.", remedy="Choose another name.")
     target = _registered(store, dataset)
-    entry = {"path": str(path.resolve()), "ingest": ingest.model_dump(mode="json", exclude_defaults=True)}
+    entry: dict[str, Any] = {
+        "path": str(path.resolve()),
+        "ingest": ingest.model_dump(mode="json", exclude_defaults=True),
+    }
+    if item_texts is not None:
+        entry["item_texts"] = str(item_texts.resolve())
     with os_errors(target):
         make_directory(target.parent)
         replace_durably(target, json.dumps(entry, indent=1).encode(), scratch=store.staging)

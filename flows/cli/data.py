@@ -16,6 +16,7 @@ from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
 from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings
 from storage.artefacts import Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE
+from storage.ingest.item_text import read_item_texts
 from tasks.ingest import ingest_call
 from tasks.sources import find_source, imported_datasets, register
 from tasks.stage import StageResult, run_stage
@@ -86,6 +87,10 @@ def import_file(
     on_error: Annotated[
         OnError, Parameter(name="--on-error", help="What to do with rows that cannot be read.")
     ] = OnError.STRICT,
+    item_texts: Annotated[
+        Path | None,
+        Parameter(name="--item-texts", help=".tsv or .csv of the items' texts: identifier first, then words."),
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -106,8 +111,18 @@ def import_file(
     )
     opened = Store.open(store)
     result = _ingest(path, settings, opened, as_json)
-    register(opened, name, path, settings)
+    if item_texts is not None:
+        _check_item_texts(item_texts, result, opened)
+    register(opened, name, path, settings, item_texts=item_texts)
     _print_statistics(name, result, as_json)
+
+
+def _check_item_texts(path: Path, result: StageResult, store: Store) -> None:
+    """Read the texts once, so that a file that cannot be used is refused at import."""
+    item_ids = store.load(result.ref).table("items", ["item_id"]).column("item_id").to_pylist()
+    texts = read_item_texts(path, item_ids, None)
+    if texts.n_missing:
+        Console(stderr=True).print(f"note: {texts.n_missing} of {len(item_ids)} items have no text", highlight=False)
 
 
 def _ingest(path: Path, settings: IngestSettings, store: Store, as_json: bool) -> StageResult:

@@ -7,6 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+_OVERHEAD_TOKENS = {"cpu": 64, "cuda": 4096}
+"""What a pass of a micro-batch costs beside its tokens; it decides how finely a step is cut, nothing else."""
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -85,4 +88,12 @@ def cut_by_length(
     return batches
 
 
-__all__ = ["Sequences", "cut_by_length"]
+def micro_batches(
+    rows: NDArray[np.int64], lengths: NDArray[np.int64], *, n_prompt_tokens: int, max_tokens: int, device: torch.device
+) -> list[NDArray[np.int64]]:
+    """Cut rows of known lengths as suits the device; see ``cut_by_length``."""
+    overhead = _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_TOKENS["cuda"])
+    return cut_by_length(rows, lengths, n_extra=n_prompt_tokens, max_tokens=max_tokens, overhead=overhead)
+
+
+__all__ = ["Sequences", "cut_by_length", "micro_batches"]

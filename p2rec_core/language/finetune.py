@@ -13,16 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2rec_core.errors import DataError
-from p2rec_core.language.batching import Sequences, cut_by_length
+from p2rec_core.language.batching import Sequences, micro_batches
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.preference_model import PreferenceLanguageModel
 from p2rec_core.language.prompt import Prompt
 from p2rec_core.progress import Progress, silent
 from p2rec_core.training.checkpoint import Checkpointer
 from p2rec_core.training.loop import FitResult, FitSettings, fit
-
-_OVERHEAD_TOKENS = {"cpu": 64, "cuda": 4096}
-"""What a pass of a micro-batch costs beside its tokens; it decides how finely a step is cut, nothing else."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +29,11 @@ class FinetuneResult:
     Attributes:
         tensors: LoRA's matrices, the projector and the head by name, float32.
         history: One (epoch, metric, value) per epoch and metric, epochs from 1. ``train_error`` is the mean
-            over users of the squared error summed over clusters (Eq. 4), seen while training. With a holdout
+            over users of the squared error summed over clusters (Eq. 4), averaged over groupings by their number of
+            clusters, seen while training. With a holdout
             there are ``held_out_error`` (the same over held-out users), ``held_out_kl`` (nats, from
-            preference to prediction), ``held_out_top1`` (share of users whose strongest cluster is told) and
+            preference to prediction), ``held_out_top1`` (share of users whose strongest cluster is told),
+            ``held_out_error_K`` for every finer grouping of K clusters, and
             ``trivial_error`` (error of telling the training users' mean preference to everyone).
         best_epoch: Epoch whose tensors are kept: the last.
         n_epochs: Passes over the users.
@@ -73,6 +72,7 @@ class UserObjective:
         model: The model.
         sequences: Training parts of all users.
         preferences: Preference of every user, float32 (U, K).
+        finer: Preferences over further groupings that are reconstructed beside, each float32 (U, K').
         training: Rows of the users to train on, int64.
         held_out: Rows of the users to validate on, int64; may be empty.
         batch_users: Users in one optimiser step.
@@ -90,11 +90,10 @@ class UserObjective:
     micro_batch_tokens: int
     seed: int
     autocast: torch.dtype | None = None
-    loss_scale: float = field(init=False)
+    finer: Sequence[NDArray[np.float32]] = ()
     trivial_error: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.loss_scale = self.preferences.shape[1] / 2
         mean = self.preferences[self.training].mean(axis=0, dtype=np.float64)
         error = ((self.preferences[self.held_out] - mean) ** 2).sum(axis=1)
         self.trivial_error = float(error.mean()) if len(self.held_out) else math.nan
@@ -103,26 +102,32 @@ class UserObjective:
         """All training users in an order of this epoch's own, cut into steps and micro-batches."""
         order = np.random.default_rng((self.seed, epoch)).permutation(self.training)
         starts = range(0, len(order), self.batch_users)
-        return [self._cut(order[start : start + self.batch_users]) for start in starts]
+        return [self.cut(order[start : start + self.batch_users]) for start in starts]
 
     def weight(self, batch: NDArray[np.int64]) -> float:
         """Number of users."""
         return float(len(batch))
 
     def loss(self, batch: NDArray[np.int64]) -> Tensor:
-        """Squared error summed over clusters and users, times K / 2 (see ``finetune``)."""
-        logits, target = self._predict(batch)
-        with torch.autocast(logits.device.type, enabled=False):
-            return self.loss_scale * (logits.softmax(-1) - target).square().sum()
+        """Squared error summed over clusters and users, times K / 2, summed over groupings (see ``finetune``)."""
+        groupings = self._predict(batch)
+        with torch.autocast(groupings[0][0].device.type, enabled=False):
+            errors = [
+                target.shape[1] / 2 * (logits.softmax(-1) - target).square().sum() for logits, target in groupings
+            ]
+            return torch.stack(errors).sum()
 
     def validate(self) -> dict[str, float]:
         """Errors on the held-out users; nothing if there are none."""
         if not len(self.held_out):
             return {}
         error = kl = top1 = 0.0
-        for batch in self._cut(self.held_out):
+        finer = dict.fromkeys([p.shape[1] for p in self.finer], 0.0)
+        for batch in self.cut(self.held_out):
             with torch.autocast(self.model.table.device.type, self.autocast, enabled=self.autocast is not None):
-                logits, target = self._predict(batch)
+                (logits, target), *others = self._predict(batch)
+            for fine_logits, fine_target in others:
+                finer[fine_target.shape[1]] += float((fine_logits.softmax(-1) - fine_target).square().sum())
             log_p = logits.double().log_softmax(-1)
             target = target.double()
             error += float((log_p.exp() - target).square().sum())
@@ -134,22 +139,24 @@ class UserObjective:
             "held_out_kl": kl / n,
             "held_out_top1": top1 / n,
             "trivial_error": self.trivial_error,
-        }
+        } | {f"held_out_error_{k}": value / n for k, value in finer.items()}
 
-    def _cut(self, users: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        device = self.model.table.device.type
-        return cut_by_length(
+    def cut(self, users: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Cut users into micro-batches."""
+        return micro_batches(
             users,
             self.sequences.lengths[users],
-            n_extra=self.model.n_prompt_tokens,
+            n_prompt_tokens=self.model.n_prompt_tokens,
             max_tokens=self.micro_batch_tokens,
-            overhead=_OVERHEAD_TOKENS.get(device, _OVERHEAD_TOKENS["cuda"]),
+            device=self.model.table.device,
         )
 
-    def _predict(self, users: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    def _predict(self, users: NDArray[np.int64]) -> list[tuple[Tensor, Tensor]]:
+        """Logits and preferences of each grouping, float32 (B, K) both."""
         device = self.model.table.device
+        targets = [torch.from_numpy(p[users]).to(device) for p in (self.preferences, *self.finer)]
         logits, _ = self.model(*self.sequences.padded(users, device))
-        return logits, torch.from_numpy(self.preferences[users]).to(device)
+        return list(zip(logits.split([t.shape[1] for t in targets], dim=1), targets, strict=True))
 
 
 def finetune(
@@ -161,6 +168,7 @@ def finetune(
     offsets: NDArray[np.int64],
     preferences: NDArray[np.float32],
     *,
+    finer: Sequence[NDArray[np.float32]] = (),
     lora_rank: int,
     lora_alpha: float,
     lora_dropout: float,
@@ -193,6 +201,8 @@ def finetune(
         offsets: User u has ``items[offsets[u]:offsets[u + 1]]``, int64 (U + 1,).
         preferences: Normalised preference of every user, float32 (U, K); rows of users without items are not
             read.
+        finer: Preferences over further groupings, each float32 (U, K'), that the model has to tell too; empty is the
+            paper's objective.
         lora_rank: Rank of the adapters.
         lora_alpha: The adapters' output is scaled by alpha / rank.
         lora_dropout: Dropout on the adapters' input.
@@ -233,7 +243,7 @@ def finetune(
         prompt,
         item_embeddings,
         trained,
-        preferences.shape[1],
+        sum(p.shape[1] for p in (preferences, *finer)),
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
@@ -245,7 +255,7 @@ def finetune(
     )
     model.check_length(int(sequences.lengths.max()))
     objective = UserObjective(
-        model, sequences, preferences, training, held_out, batch_users, micro_batch_tokens, seed, autocast
+        model, sequences, preferences, training, held_out, batch_users, micro_batch_tokens, seed, autocast, finer
     )
     n_steps = epochs * math.ceil(len(training) / batch_users)
     settings = FitSettings(
@@ -275,8 +285,9 @@ def finetune(
 def _result(fitted: FitResult, objective: UserObjective) -> FinetuneResult:
     model, training = objective.model, objective.training
     n_tokens = int(objective.sequences.lengths[training].sum()) + len(training) * model.n_prompt_tokens
+    scale = sum(p.shape[1] for p in (objective.preferences, *objective.finer)) / 2
     history = [
-        (epoch, "train_error", value / objective.loss_scale) if name == "loss" else (epoch, name, value)
+        (epoch, "train_error", value / scale) if name == "loss" else (epoch, name, value)
         for epoch, name, value in fitted.history
     ]
     return FinetuneResult(

@@ -16,7 +16,7 @@ from p2rec_core.progress import Progress, silent
 
 @dataclass(frozen=True)
 class ItemKnowledge:
-    """What the language model knows of every item; row i is item_idx i + 1.
+    """What the language model knows of items; row i is item_idx i + 1 where all were embedded.
 
     Attributes:
         knowledge: Knowledge-enhanced embedding h_v, float32 (N, E).
@@ -40,9 +40,10 @@ def build_model(
     lora_alpha: float,
     lora_targets: Sequence[str] | None = None,
     pooling: str,
-    tensors: Mapping[str, Tensor | NDArray[np.float32]],
+    seed: int = 0,
+    tensors: Mapping[str, Tensor | NDArray[np.float32]] | None,
 ) -> PreferenceLanguageModel:
-    """Rebuild a fine-tuned model from its saved tensors, in evaluation mode.
+    """Rebuild a fine-tuned model from its saved tensors, or build one that was never tuned, in evaluation mode.
 
     Args:
         language_model: The language model it was tuned on.
@@ -54,7 +55,9 @@ def build_model(
         lora_alpha: The adapters' output is scaled by alpha / rank.
         lora_targets: Names of the adapted layers; None means the query and value projections.
         pooling: ``last`` or ``mean``.
-        tensors: ``FinetuneResult.tensors``.
+        seed: Seed of the initial values; without effect where there are tensors.
+        tensors: ``FinetuneResult.tensors``; None leaves the initial values: adapters that change nothing, a
+            random projector and a random head (the ablation without fine-tuning).
 
     Raises:
         ModelError: The tensors do not fit, or the embeddings are unusable.
@@ -69,25 +72,31 @@ def build_model(
         lora_alpha=lora_alpha,
         lora_targets=lora_targets,
         pooling=pooling,
+        seed=seed,
     )
-    model.load_trainable(tensors)
+    if tensors is not None:
+        model.load_trainable(tensors)
     return model.eval()
 
 
 @torch.inference_mode()
 def item_knowledge(
     model: PreferenceLanguageModel,
+    items: NDArray[np.int64] | None = None,
     *,
+    n_categories: int | None = None,
     batch_size: int = 512,
     autocast: torch.dtype | None = None,
     progress: Progress = silent,
 ) -> ItemKnowledge:
-    """Embed every item.
+    """Embed every item, or those that are named.
 
     A causal model computes the instruction once for all items.
 
     Args:
         model: The fine-tuned model.
+        items: item_idx of the items to embed, int64; None embeds all, in order.
+        n_categories: Clusters of the distribution, the head's first; None takes all outputs of the head.
         batch_size: Items that go through the model at once; changes memory and speed only.
         autocast: Number format of activations, e.g. ``torch.bfloat16``; None leaves it to the weights.
         progress: Told after every batch.
@@ -96,17 +105,18 @@ def item_knowledge(
     """
     model.eval()
     device = model.table.device
-    knowledge = np.empty((model.n_items, model.hidden_size), np.float32)
-    distribution = np.empty((model.n_items, model.n_clusters), np.float32)
+    wanted = np.arange(1, model.n_items + 1) if items is None else items
+    knowledge = np.empty((len(wanted), model.hidden_size), np.float32)
+    distribution = np.empty((len(wanted), n_categories or model.n_clusters), np.float32)
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         prefix = model.encode_prefix() if model.shares_prefix else None
-        for start in range(0, model.n_items, batch_size):
-            stop = min(start + batch_size, model.n_items)
-            items = torch.arange(start + 1, stop + 1, device=device)[:, None]
-            logits, h = model(items, torch.ones(len(items), dtype=torch.int64, device=device), prefix=prefix)
+        for start in range(0, len(wanted), batch_size):
+            stop = min(start + batch_size, len(wanted))
+            batch = torch.from_numpy(wanted[start:stop]).to(device)[:, None]
+            logits, h = model(batch, torch.ones(len(batch), dtype=torch.int64, device=device), prefix=prefix)
             knowledge[start:stop] = h.cpu().numpy()
-            distribution[start:stop] = logits.softmax(-1).cpu().numpy()
-            progress(stop, model.n_items, f"{stop} of {model.n_items} items")
+            distribution[start:stop] = logits[:, :n_categories].softmax(-1).cpu().numpy()
+            progress(stop, len(wanted), f"{stop} of {len(wanted)} items")
     return ItemKnowledge(knowledge, distribution, model.n_untrained)
 
 

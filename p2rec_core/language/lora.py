@@ -24,8 +24,29 @@ _QUERY_VALUE = (
 )
 """Names of the query and value projections in families of models, in the order of looking for them."""
 
+_FEED_FORWARD = (
+    ("gate_proj", "up_proj", "down_proj"),
+    ("gate_up_proj", "down_proj"),
+    ("intermediate.dense", "output.dense"),
+    ("mlp.Wi", "mlp.Wo"),
+    ("ffn.lin1", "ffn.lin2"),
+    ("mlp.c_fc", "mlp.c_proj"),
+    ("dense_h_to_4h", "dense_4h_to_h"),
+    ("fc1", "fc2"),
+)
+"""Ends of the dotted names of the feed-forward projections, likewise."""
 
-def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str] | None, seed: int) -> Any:
+
+def with_lora(
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: Sequence[str] | None,
+    seed: int,
+    part: str = "attention",
+) -> Any:
     """A peft model over the weights of ``model``, which stays as it is and shares its tensors.
 
     Args:
@@ -33,9 +54,11 @@ def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: S
         rank: Rank of the adapters.
         alpha: The adapters' output is scaled by alpha / rank.
         dropout: Dropout on the adapters' input while training.
-        targets: Names of the linear layers to adapt, as the last part of their dotted name; None means the
-            query and value projections of the attention (the fused projection where a family has but one).
+        targets: Names of the linear layers to adapt, as the end of their dotted name; None means those of
+            ``part``.
         seed: Seed of the adapters' initial values.
+        part: ``attention``: query and value projections (the fused one where a family has but one); ``mlp``: all
+            projections of the feed-forward networks.
 
     Returns:
         A ``PeftModel`` whose only trainable parameters are the adapters'.
@@ -43,10 +66,11 @@ def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: S
     Raises:
         ModelError: A target is not the name of any linear layer, or there is no known name to adapt.
     """
-    names = lora_targets(model, targets)
+    names = lora_targets(model, targets, part)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names), bias="none")
     config.fan_in_fan_out = any(
-        name.rpartition(".")[2] in names and type(module).__name__ == "Conv1D" for name, module in model.named_modules()
+        type(module).__name__ == "Conv1D" and any(_ends(name, target) for target in names)
+        for name, module in model.named_modules()
     )
     shared = _copy_sharing_tensors(model)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -56,31 +80,49 @@ def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: S
         return get_peft_model(shared, config)
 
 
-def lora_targets(model: nn.Module, targets: Sequence[str] | None) -> tuple[str, ...]:
+def lora_targets(model: nn.Module, targets: Sequence[str] | None, part: str = "attention") -> tuple[str, ...]:
     """The names of the layers that LoRA adapts.
 
     Args:
         model: The language model's backbone.
-        targets: Names that are asked for, or None for the query and value projections.
+        targets: Names that are asked for, or None for those of ``part``.
+        part: ``attention`` or ``mlp``.
+
+    Returns:
+        Last parts of the layers' dotted names, or their whole dotted names for ``mlp``.
 
     Raises:
         ModelError: A target is not the name of any linear layer, or there is no known name to adapt.
     """
-    linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
-    if targets is None:
+    linear = [name for name, module in model.named_modules() if _is_linear(module)]
+    last_parts = sorted({name.rpartition(".")[2] for name in linear})
+    if targets is None and part == "attention":
         for family in _QUERY_VALUE:
-            if all(name in linear for name in family):
+            if all(name in last_parts for name in family):
                 return family
         problem = "The language model has no query and value projections of a known name"
+    elif targets is None:
+        # an attention's output.dense ends like the feed-forward network's
+        outside = [name for name in linear if ".attention." not in name]
+        for ends in _FEED_FORWARD:
+            found = [tuple(name for name in outside if _ends(name, end)) for end in ends]
+            if all(found):
+                return tuple(itertools.chain.from_iterable(found))
+        problem = "The language model has no feed-forward projections of a known name"
     else:
-        unknown = [name for name in targets if name not in linear]
+        unknown = [target for target in targets if not any(_ends(name, target) for name in linear)]
         if targets and not unknown:
             return tuple(targets)
         problem = f"LoRA targets {unknown or list(targets)} match no linear layer of the language model"
     raise ModelError(
-        f"{problem}; its linear layers are {', '.join(linear)}.",
+        f"{problem}; its linear layers are {', '.join(last_parts)}.",
         remedy="Name some of these in lora_targets.",
     )
+
+
+def _ends(name: str, target: str) -> bool:
+    """Whether a dotted name ends with the parts of ``target``."""
+    return name == target or name.endswith(f".{target}")
 
 
 def _is_linear(module: nn.Module) -> bool:

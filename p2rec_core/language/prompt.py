@@ -28,7 +28,9 @@ class Prompt:
         return len(self.instruction) + len(self.response)
 
 
-def build_prompt(tokenizer: Any, instruction: str, response: str, *, n_clusters: int, causal: bool) -> Prompt:
+def build_prompt(
+    tokenizer: Any, instruction: str, response: str, *, causal: bool, n_clusters: int | None = None, bos: bool = True
+) -> Prompt:
     """Turn the prompt's two texts into token ids.
 
     An encoder reads ``[CLS] instruction items response [SEP]``. A causal model reads
@@ -39,15 +41,18 @@ def build_prompt(tokenizer: Any, instruction: str, response: str, *, n_clusters:
         tokenizer: A Hugging Face tokenizer.
         instruction: Text before the items; ``{n_clusters}`` in it stands for the number of clusters.
         response: Text after the items.
-        n_clusters: Number of clusters K.
         causal: Whether the language model is causal.
+        n_clusters: Number of clusters K; None leaves the instruction as it is.
+        bos: Whether a causal model's BOS is put in front, which E4SRec does not.
 
     Raises:
         SettingsError: The response has no token, so there is no state to read h from.
 
     Source: Liu et al. 2024, section 4.1.2. Deviation: the special tokens are not mentioned there.
     """
-    before = tokenizer.encode(instruction.replace("{n_clusters}", str(n_clusters)), add_special_tokens=False)
+    if n_clusters is not None:
+        instruction = instruction.replace("{n_clusters}", str(n_clusters))
+    before = tokenizer.encode(instruction, add_special_tokens=False)
     after = tokenizer.encode(response, add_special_tokens=False)
     if not after:
         raise SettingsError(
@@ -55,7 +60,7 @@ def build_prompt(tokenizer: Any, instruction: str, response: str, *, n_clusters:
         )
     opening = tokenizer.bos_token_id if causal else tokenizer.cls_token_id
     closing = None if causal else tokenizer.sep_token_id
-    if opening is not None:
+    if opening is not None and (bos or not causal):
         before = [opening, *before]
     if closing is not None:
         after = [*after, closing]
