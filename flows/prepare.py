@@ -21,7 +21,7 @@ def prepared_slots(dataset: str, settings: PipelineSettings, store: Store) -> tu
     """
     source = find_source(dataset, store)
     ingest = type(settings.ingest).model_validate(settings.ingest.model_dump() | source.ingest)
-    return pipeline_slots(settings.model_copy(update={"ingest": ingest}), source.path), source.synthetic
+    return pipeline_slots(settings.model_copy(update={"ingest": ingest}), source.path, source.texts), source.synthetic
 
 
 def chosen_slots(slots: list[Slot], stage: str) -> set[str]:

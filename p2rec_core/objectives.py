@@ -5,6 +5,7 @@ for the backward pass. Here positions go through in chunks; each chunk's gradien
 softmax is in the cache, and only gradients of the size of the inputs are kept.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -89,3 +90,41 @@ def catalogue_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, c
     with torch.autocast(device, enabled=False):
         total: Tensor = _FusedCrossEntropy.apply(states, table, targets, chunk, dtype)  # type: ignore[no-untyped-call]
     return total
+
+
+def sampled_cross_entropy(
+    states: Tensor, table: Tensor, targets: Tensor, n_negatives: int, *, chunk: int = 512
+) -> Tensor:
+    """Cross-entropy of the next item estimated from a uniform sample of the catalogue, summed over positions.
+
+    The sample's part of the partition function stands for all other items, so that the loss and its gradient estimate
+    those of ``catalogue_cross_entropy`` at a fraction of the products. One sample serves all positions; an item of the
+    sample that is a position's target is left out there.
+
+    Args:
+        states: (P, d) one state per position to predict from.
+        table: (N, d) item vectors without PAD.
+        targets: int64 (P,) zero-based rows of ``table``.
+        n_negatives: Items in the sample; drawn without repetition from torch's random numbers.
+        chunk: Positions whose logits are computed at once.
+
+    Returns:
+        A float32 scalar.
+
+    Source: Jean et al. (2015), "On using very large target vocabulary for neural machine translation", section 3, with
+        the uniform proposal of Klenitskiy and Vasilev (2023), "Turning dross into gold loss".
+    """
+    n_items = len(table)
+    sample = torch.randperm(n_items, device=table.device)[:n_negatives]
+    negatives = table[sample]
+    correction = math.log(n_items / len(sample))
+    positive = (states * table[targets]).sum(1).float()
+    parts = []
+    for start in range(0, len(states), chunk):
+        logits = (states[start : start + chunk] @ negatives.T).float()
+        hit = targets[start : start + chunk, None] == sample[None]
+        parts.append(logits.masked_fill(hit, -torch.inf).logsumexp(1))
+    if not parts:
+        return positive.sum()
+    rest = torch.cat(parts) + correction
+    return (torch.logaddexp(rest, positive) - positive).sum()

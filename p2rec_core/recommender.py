@@ -7,30 +7,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from p2rec_core.backbones.base import SequenceEncoder
 from p2rec_core.errors import DataError, ModelError
-from p2rec_core.objectives import catalogue_cross_entropy
+from p2rec_core.objectives import catalogue_cross_entropy, sampled_cross_entropy
 from p2rec_core.ranking import rank_metrics, target_ranks
-from p2rec_core.sequences import RaggedSequences, Windows, bucketed_batches, tail_windows, training_windows
+from p2rec_core.sequences import (
+    RaggedSequences,
+    Windows,
+    bucketed_batches,
+    prefix_windows,
+    shuffled_batches,
+    tail_windows,
+    training_windows,
+)
 
 EVALUATION_ROWS = 512
 """Users scored at once; changes memory, not results."""
+
+PIECE_POSITIONS = 12_800
+"""Places (prefixes x max_length) that go through an encoder at once where it reads prefixes; changes memory and
+time, not results beyond rounding and dropout."""
 
 
 class Recommender(nn.Module):
     """Scores items by the inner product of a user's state and the item's vector.
 
     Args:
-        item_table: A module whose call gives (N + 1, d), row 0 = PAD.
-        encoder: Maps (B, L, d) and lengths (B,) to states (B, L, d).
+        item_table: A module whose call gives (N + 1, d), row 0 = PAD and zero.
+        encoder: Makes states of item vectors.
     """
 
-    def __init__(self, item_table: nn.Module, encoder: nn.Module) -> None:
+    def __init__(self, item_table: nn.Module, encoder: SequenceEncoder) -> None:
         super().__init__()
         self.item_table = item_table
         self.encoder = encoder
 
     def states(self, items: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
-        """States after every item.
+        """States after every item, where the encoder is causal.
 
         Args:
             items: int64 (B, L), right-padded with 0.
@@ -40,27 +53,37 @@ class Recommender(nn.Module):
         Returns:
             (B, L, d).
         """
-        vectors = nn.functional.embedding(items, table)
-        states: Tensor = self.encoder(vectors, lengths)
+        states: Tensor = self.encoder(nn.functional.embedding(items, table), lengths)
         return states
+
+    def final_states(self, items: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
+        """States after the last item of each row, (B, d); arguments as of ``states``."""
+        return self.encoder.final(nn.functional.embedding(items, table), lengths)
 
     @torch.no_grad()
     def scores(self, items: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
         """Scores of the next item, float32 (B, N); a user without items gets zeros."""
-        states = self.states(items, lengths, table)
-        last = states[torch.arange(len(items), device=items.device), (lengths - 1).clamp_min(0)]
-        return ((last * (lengths > 0)[:, None]) @ table[1:].T).float()
+        last = self.final_states(items, lengths, table)
+        last = last.masked_fill((lengths == 0)[:, None], 0)
+        return (last @ table[1:].T).float()
 
 
 class NextItemObjective:
-    """Next-item prediction at every position, full softmax, for the training loop.
+    """Next-item prediction with a softmax over the catalogue or a sample of it, for the training loop.
+
+    Every transition of every user is predicted once per epoch. A causal encoder predicts at all positions of a window
+    in one pass; any other reads every prefix as a row of its own.
 
     Args:
         model: The recommender.
         training: Training parts of all users.
         targets: int32 (users,) validation item of each user, 0 where there is none; None validates nothing.
         max_length: Longest sequence that the encoder reads.
-        batch_positions: Bound of users x padded length in one optimiser step.
+        batch_positions: Bound of the positions that one optimiser step predicts from. Causal: rows x padded length,
+            next to none of it padding, since rows of like length go together. Otherwise a prefix is one position, so
+            that both kinds take about as many steps per epoch; a step's prefixes go through in pieces of at most
+            ``PIECE_POSITIONS`` places, whose gradients are summed.
+        n_negatives: Items that stand for the catalogue in a step's softmax; None, or as many as there are, takes all.
         seed: Seed of the order.
         device: Where the model is.
 
@@ -76,6 +99,7 @@ class NextItemObjective:
         *,
         max_length: int,
         batch_positions: int,
+        n_negatives: int | None = None,
         seed: int,
         device: torch.device,
     ) -> None:
@@ -84,9 +108,11 @@ class NextItemObjective:
         self.targets = targets
         self.max_length = max_length
         self.batch_positions = batch_positions
+        self.n_negatives = n_negatives
         self.seed = seed
         self.device = device
-        self.windows = training_windows(training, max_length)
+        self.causal = model.encoder.causal
+        self.windows = (training_windows if self.causal else prefix_windows)(training, max_length)
         if not len(self.windows):
             raise DataError(
                 "No user has two or more training items, so there is nothing to learn from.",
@@ -101,11 +127,15 @@ class NextItemObjective:
     def steps(self, epoch: int) -> Sequence[Sequence[NDArray[np.int64]]]:
         """Window numbers of each step; the order depends on the seed and the epoch alone."""
         rng = np.random.default_rng((self.seed, epoch))
-        return [[rows] for rows in bucketed_batches(self.windows.lengths - 1, self.batch_positions, rng)]
+        if self.causal:
+            return [[rows] for rows in bucketed_batches(self.windows.lengths - 1, self.batch_positions, rng)]
+        return shuffled_batches(
+            self.windows.lengths, self.batch_positions, max(1, PIECE_POSITIONS // self.max_length), rng
+        )
 
     def weight(self, batch: NDArray[np.int64]) -> float:
         """Number of predicted positions."""
-        return float((self.windows.lengths[batch] - 1).sum())
+        return float((self.windows.lengths[batch] - 1).sum()) if self.causal else float(len(batch))
 
     def loss(self, batch: NDArray[np.int64]) -> Tensor:
         """Summed cross-entropy of the batch's positions."""
@@ -115,8 +145,15 @@ class NextItemObjective:
         # the last item of a window is a target only
         inputs = inputs * predicted
         table = self.model.item_table()
-        states = self.model.states(inputs, lengths - 1, table)
-        return catalogue_cross_entropy(states[predicted], table[1:], following[predicted] - 1)
+        if self.causal:
+            states = self.model.states(inputs, lengths - 1, table)[predicted]
+            following = following[predicted]
+        else:
+            states = self.model.final_states(inputs, lengths - 1, table)
+            following = following[torch.arange(len(items), device=self.device), lengths - 2]
+        if self.n_negatives is not None and self.n_negatives < len(table) - 1:
+            return sampled_cross_entropy(states, table[1:], following - 1, self.n_negatives)
+        return catalogue_cross_entropy(states, table[1:], following - 1)
 
     def validate(self) -> dict[str, float]:
         """NDCG@10 and HR@10 of the validation items under ``seen = keep``."""

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from p2rec_core.errors import DataError
 from p2rec_core.settings.pipeline import PipelineSettings
-from p2rec_core.settings.sequence_model import Variant
+from p2rec_core.settings.sequence_model import KnowledgeSource, Variant
 from storage.artefacts import ArtefactRef
 from tasks.clusters import clusters_call
 from tasks.evaluation import evaluation_call, no_learning_call
@@ -17,7 +18,9 @@ from tasks.ingest import ingest_call
 from tasks.knowledge import knowledge_call
 from tasks.preferences import preferences_call
 from tasks.recommender import recommender_call
+from tasks.sources import TextFile
 from tasks.stage import StageCall
+from tasks.text import text_call
 
 Refs = Mapping[str, ArtefactRef]
 
@@ -56,17 +59,38 @@ STAGES = (
 )
 """The eight stages in order."""
 
+KNOWLEDGE_SLOTS: dict[KnowledgeSource, tuple[str, ...]] = {
+    KnowledgeSource.TUNED: ("knowledge",),
+    KnowledgeSource.UNTUNED: ("knowledge.untuned",),
+    KnowledgeSource.TEXT: ("text",),
+    KnowledgeSource.BACKBONE: ("backbone",),
+    KnowledgeSource.CATEGORIES: ("knowledge",),
+    KnowledgeSource.RANDOM: (),
+}
+"""The slot that +P2Rec's knowledge comes from."""
+
 VARIANT_TITLES = {Variant.BASE: "Base", Variant.CI: "+CI", Variant.P2REC: "+P2Rec"}
 
 
-def pipeline_slots(settings: PipelineSettings, source: Path) -> list[Slot]:
+def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | None = None) -> list[Slot]:
     """The slots of a pipeline, each after those that it needs.
 
     Args:
         settings: Settings of every stage.
         source: The file of interactions.
+        texts: The items' texts, where the dataset has some.
+
+    Raises:
+        DataError: Texts are asked for that there are not.
     """
     lm, finetune = settings.language_model, settings.finetune
+    if texts is None and settings.fusion.source is KnowledgeSource.TEXT and Variant.P2REC in settings.variants:
+        raise DataError(
+            "fusion.source = text, but the dataset has no item texts.",
+            remedy="Import it with `p2rec data import FILE --item-texts FILE`, or choose another fusion.source.",
+        )
+    read = texts if lm.item_text or settings.fusion.source is KnowledgeSource.TEXT else None
+    beside = ("text",) if texts is not None and lm.item_text else ()
     slots = [
         Slot("ingest", "import and split", (), lambda refs: ingest_call(source, settings.ingest)),
         Slot(
@@ -90,28 +114,30 @@ def pipeline_slots(settings: PipelineSettings, source: Path) -> list[Slot]:
         Slot(
             "finetune",
             "fine-tune the language model",
-            ("ingest", "backbone", "preferences"),
+            ("ingest", "backbone", "clusters", "preferences", *beside),
             lambda refs: finetune_call(
                 lm,
                 finetune,
                 ingest=refs["ingest"],
                 backbone=refs["backbone"],
-                preferences=refs["preferences"],
-            ),
-        ),
-        Slot(
-            "knowledge",
-            "embed the items",
-            ("backbone", "clusters", "finetune"),
-            lambda refs: knowledge_call(
-                lm,
-                finetune,
-                backbone=refs["backbone"],
                 clusters=refs["clusters"],
-                adapter=refs["finetune"],
+                preferences=refs["preferences"],
+                text=refs["text"] if beside else None,
             ),
         ),
+        _knowledge_slot(settings, beside, tuned=True),
+        _knowledge_slot(settings, beside, tuned=False),
     ]
+    if read is not None:
+        slots.insert(
+            1,
+            Slot(
+                "text",
+                "embed the items' texts",
+                ("ingest",),
+                lambda refs: text_call(lm, read.path, read.columns, ingest=refs["ingest"], seed=finetune.seed),
+            ),
+        )
     for variant in settings.variants:
         slots.extend(_recommender_slots(settings, variant))
     slots.append(
@@ -125,10 +151,31 @@ def pipeline_slots(settings: PipelineSettings, source: Path) -> list[Slot]:
     return _needed(slots)
 
 
+def _knowledge_slot(settings: PipelineSettings, beside: tuple[str, ...], *, tuned: bool) -> Slot:
+    """The items through the language model, fine-tuned or as it came."""
+    return Slot(
+        "knowledge" if tuned else "knowledge.untuned",
+        "embed the items" if tuned else "embed the items without fine-tuning",
+        ("backbone", "clusters", *beside, *(("finetune",) if tuned else ())),
+        lambda refs: knowledge_call(
+            settings.language_model,
+            settings.finetune,
+            backbone=refs["backbone"],
+            clusters=refs["clusters"],
+            adapter=refs["finetune"] if tuned else None,
+            text=refs["text"] if beside else None,
+        ),
+    )
+
+
 def _recommender_slots(settings: PipelineSettings, variant: Variant) -> list[Slot]:
     backbone = settings.recommender.encoder.backbone
     trained = f"recommender.{backbone}.{variant}"
-    extra = {Variant.BASE: (), Variant.CI: ("clusters",), Variant.P2REC: ("knowledge",)}[variant]
+    extra: tuple[str, ...] = ()
+    if variant is Variant.CI:
+        extra = ("clusters",)
+    elif variant is Variant.P2REC:
+        extra = KNOWLEDGE_SLOTS[settings.fusion.source]
     label = f"{backbone} {VARIANT_TITLES[variant]}"
     return [
         Slot(
@@ -141,7 +188,7 @@ def _recommender_slots(settings: PipelineSettings, variant: Variant) -> list[Slo
                 settings.fusion,
                 ingest=refs["ingest"],
                 clusters=refs.get("clusters"),
-                knowledge=refs.get("knowledge"),
+                knowledge=refs[extra[0]] if variant is Variant.P2REC and extra else None,
             ),
         ),
         Slot(

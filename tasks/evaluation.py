@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from p2rec_core.backbones.registry import encoder_entry
 from p2rec_core.errors import DataError
 from p2rec_core.settings.pipeline import EvaluationSettings
 from p2rec_core.settings.sequence_model import RecommenderSettings, Variant
@@ -39,12 +40,13 @@ def evaluation_call(
         from p2rec_core.training.recommender import EncoderShape, load_recommender
 
         device = prepared_device(context.runtime.device, context.runtime.threads)
-        loaded = load_recommender(context.tensors("model"), EncoderShape(**encoder.model_dump()), device)
+        shape = EncoderShape(encoder.backbone, encoder.options())
+        loaded = load_recommender(context.tensors("model"), shape, device)
 
         def rank(history: "RaggedSequences", wanted: "NDArray[np.int32]") -> "SplitRanks":
             return recommender_ranks(loaded, history, wanted, max_length=encoder.max_length, device=device)
 
-        return _evaluate(context, settings, {(str(encoder.backbone), str(variant)): rank})
+        return _evaluate(context, settings, {(encoder.backbone, str(variant)): rank})
 
     return StageCall(
         stage="evaluation",
@@ -53,6 +55,7 @@ def evaluation_call(
         | {"encoder": encoder.model_dump(mode="json"), "variant": str(variant)},
         inputs={name: (ingest, file) for name, file in _HELD_OUT.items()} | {"model": (model, "model")},
         compute=compute,
+        extra_modules=(encoder_entry(encoder.backbone).module,),
     )
 
 

@@ -4,15 +4,35 @@ Stage 2, the pre-trained backbone, and stage 7's Base are the same computation: 
 same artefact, trained once.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from p2rec_core.settings.sequence_model import FusionSettings, RecommenderSettings, Variant, Whitening
+from p2rec_core.backbones.registry import encoder_entry
+from p2rec_core.settings.sequence_model import (
+    FusionSettings,
+    KnowledgeSource,
+    RecommenderSettings,
+    Variant,
+    Whitening,
+)
 from storage.artefacts import ArtefactRef
 from tasks.arrays import learning_curve, numbering, ragged, targets, vector_array, vectors
 from tasks.stage import StageCall, StageContext
+
+if TYPE_CHECKING:
+    from p2rec_core.training.recommender import Knowledge
+
+
+_KNOWLEDGE = {
+    KnowledgeSource.TUNED: ("item_knowledge", "knowledge"),
+    KnowledgeSource.UNTUNED: ("item_knowledge", "knowledge"),
+    KnowledgeSource.TEXT: ("item_texts", "embedding"),
+    KnowledgeSource.BACKBONE: ("item_embeddings", "embedding"),
+    KnowledgeSource.CATEGORIES: ("item_knowledge", "category_distribution"),
+}
+"""Table and column of each source of knowledge."""
 
 
 def recommender_call(
@@ -32,7 +52,10 @@ def recommender_call(
         fusion: How knowledge enters; read by +P2Rec only.
         ingest: Sequences, validation items and the catalogue.
         clusters: Item clusters.
-        knowledge: Item knowledge.
+        knowledge: The artefact of ``fusion.source``; None where that is noise.
+
+    Raises:
+        DataError: The source is the items' texts, and the dataset has none.
     """
     inputs = {"sequences": (ingest, "sequences"), "items": (ingest, "items")}
     if settings.training.patience is not None:
@@ -42,12 +65,13 @@ def recommender_call(
         assert clusters is not None
         inputs["clusters"] = (clusters, "item_clusters")
     elif variant is Variant.P2REC:
-        assert knowledge is not None
-        inputs["knowledge"] = (knowledge, "item_knowledge")
+        if fusion.source is not KnowledgeSource.RANDOM:
+            assert knowledge is not None
+            inputs["knowledge"] = (knowledge, _KNOWLEDGE[fusion.source][0])
         chosen["fusion"] = fusion.model_dump(mode="json")
 
     def compute(context: StageContext) -> dict[str, Any]:
-        return _train(context, settings, fusion)
+        return _train(context, settings, fusion if variant is Variant.P2REC else None)
 
     return StageCall(
         stage="backbone" if variant is Variant.BASE else "recommender",
@@ -55,10 +79,11 @@ def recommender_call(
         settings=chosen,
         inputs=inputs,
         compute=compute,
+        extra_modules=(encoder_entry(settings.encoder.backbone).module,),
     )
 
 
-def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionSettings) -> dict[str, Any]:
+def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionSettings | None) -> dict[str, Any]:
     from p2rec_core.runtime import prepared_device
     from p2rec_core.settings.sequence_model import Schedule
     from p2rec_core.training.checkpoint import Checkpointer
@@ -72,14 +97,14 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
     if "clusters" in context.inputs:
         clusters = context.table("clusters").column("cluster").to_numpy()
         n_clusters = int(clusters.max()) + 1
-    if "knowledge" in context.inputs:
-        knowledge = _prepared(vectors(context.table("knowledge"), "knowledge"), fusion)
+    if fusion is not None:
+        knowledge = _knowledge(context, fusion, items.num_rows, settings.training.seed)
     training = settings.training
     trained = train_recommender(
         sequences,
         validation,
         n_items=items.num_rows,
-        encoder=EncoderShape(**settings.encoder.model_dump()),
+        encoder=EncoderShape(settings.encoder.backbone, settings.encoder.options()),
         training=NextItemTraining(
             **training.model_dump(exclude={"schedule"}),
             cosine=training.schedule is Schedule.COSINE,
@@ -99,7 +124,7 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         pa.table(
             {
                 "item_idx": numbering(items.num_rows),
-                "source": pa.array([str(settings.encoder.backbone)] * items.num_rows),
+                "source": pa.array([settings.encoder.backbone] * items.num_rows),
                 "trained": pa.array(n_train > 0),
                 "embedding": vector_array(trained.tensors["item_vectors"]),
             }
@@ -119,16 +144,25 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
     }
 
 
-def _prepared(knowledge: Any, fusion: FusionSettings) -> Any:
+def _knowledge(context: StageContext, fusion: FusionSettings, n_items: int, seed: int) -> "Knowledge":
+    """The knowledge embeddings, prepared for the item table."""
     from p2rec_core.errors import ModelError
     from p2rec_core.fusion import pca_whitened, standardised
+    from p2rec_core.training.recommender import Knowledge
 
-    bad = int((~np.isfinite(knowledge)).any(axis=1).sum())
+    if fusion.source is KnowledgeSource.RANDOM:
+        rng = np.random.default_rng((seed, 0x6E6F697365))
+        matrix = rng.standard_normal((n_items, fusion.n_components)).astype(np.float32)
+    else:
+        matrix = vectors(context.table("knowledge"), _KNOWLEDGE[fusion.source][1])
+    bad = int((~np.isfinite(matrix)).any(axis=1).sum())
     if bad:
         raise ModelError(
-            f"{bad} of {len(knowledge)} knowledge embeddings are not finite.",
+            f"{bad} of {len(matrix)} knowledge embeddings are not finite.",
             remedy="Run the stage finetune again with a lower finetune.learning_rate.",
         )
     if fusion.whitening is Whitening.PCA:
-        return pca_whitened(knowledge, fusion.n_components)
-    return standardised(knowledge) if fusion.whitening is Whitening.STANDARDISE else knowledge
+        matrix = pca_whitened(matrix, fusion.n_components)
+    elif fusion.whitening is Whitening.STANDARDISE:
+        matrix = standardised(matrix)
+    return Knowledge(matrix, str(fusion.kind), fusion.std, fusion.trainable)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from p2rec_core.settings.pipeline import Profile, Recipe
+
 DatasetOption = Annotated[str, Parameter(name=("--dataset", "-d"), help="Name of a dataset; `p2rec data list`.")]
 StoreOption = Annotated[Path, Parameter(name="--store", env_var="P2REC_STORE", help="Directory of the artefact store.")]
 ConfigOption = Annotated[Path | None, Parameter(name=("--config", "-c"), help="TOML file with one table per stage.")]
@@ -13,5 +15,10 @@ SetOption = Annotated[
     Parameter(name="--set", help="One setting, e.g. --set clusters.n_clusters=20; may be repeated."),
 ]
 JsonOption = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for a program to read.")]
+
+ProfileOption = Annotated[Profile, Parameter(name="--profile", help="Defaults for the machine: cpu or gpu.")]
+RecipeOption = Annotated[
+    Recipe, Parameter(name="--recipe", help="Choices that the method leaves: default (best on validation) or paper.")
+]
 
 DEFAULT_STORE = Path(".p2rec")

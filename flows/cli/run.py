@@ -15,6 +15,8 @@ from flows.cli.options import (
     ConfigOption,
     DatasetOption,
     JsonOption,
+    ProfileOption,
+    RecipeOption,
     SetOption,
     StoreOption,
 )
@@ -22,13 +24,12 @@ from flows.cli.terminal import StageBars, print_plan, print_report
 from flows.prepare import cached_report, chosen_slots, prepared_slots, upstream
 from flows.report import RunReport
 from p2rec_core.errors import P2RecError
-from p2rec_core.settings.pipeline import PipelineSettings, Profile, pipeline_settings
+from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, pipeline_settings
 from storage.artefacts import ArtefactRef, Store
 from storage.snapshots import read_snapshot
 from tasks.plan import plan
 from tasks.progress import listening
 
-ProfileOption = Annotated[Profile, Parameter(name="--profile", help="Defaults for the machine: cpu or gpu.")]
 ForceOption = Annotated[bool, Parameter(name="--force", negative="", help="Compute even what is cached.")]
 DryRunOption = Annotated[
     bool, Parameter(name="--dry-run", negative="", help="Say what would be computed and why, and stop.")
@@ -39,6 +40,7 @@ def run(
     *,
     dataset: DatasetOption = "sample",
     profile: ProfileOption = Profile.CPU,
+    recipe: RecipeOption = Recipe.DEFAULT,
     config: ConfigOption = None,
     assignments: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -55,7 +57,9 @@ def run(
         p2rec run -d beauty --dry-run
     """
     begun = time.monotonic()
-    settings = pipeline_settings(dataset=dataset, profile=profile, config=config, assignments=assignments or ())
+    settings = pipeline_settings(
+        dataset=dataset, profile=profile, recipe=recipe, config=config, assignments=assignments or ()
+    )
     if dry_run:
         _dry_run(dataset, settings, store, stage=None, downstream=True, as_json=as_json)
         return
@@ -77,6 +81,7 @@ def stage(
     *,
     dataset: DatasetOption = "sample",
     profile: ProfileOption = Profile.CPU,
+    recipe: RecipeOption = Recipe.DEFAULT,
     config: ConfigOption = None,
     assignments: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -94,7 +99,9 @@ def stage(
         p2rec stage finetune -d beauty --force --no-downstream
         p2rec stage knowledge -d beauty --dry-run
     """
-    settings = pipeline_settings(dataset=dataset, profile=profile, config=config, assignments=assignments or ())
+    settings = pipeline_settings(
+        dataset=dataset, profile=profile, recipe=recipe, config=config, assignments=assignments or ()
+    )
     if dry_run:
         _dry_run(dataset, settings, store, stage=name, downstream=downstream, as_json=as_json)
         return

@@ -15,13 +15,15 @@ from flows.cli.options import (
     ConfigOption,
     DatasetOption,
     JsonOption,
+    ProfileOption,
+    RecipeOption,
     SetOption,
     StoreOption,
 )
 from flows.cli.terminal import print_plan
 from flows.prepare import prepared_slots
 from p2rec_core.errors import SettingsError
-from p2rec_core.settings.pipeline import Profile, describe_settings, pipeline_settings
+from p2rec_core.settings.pipeline import Profile, Recipe, describe_settings, pipeline_settings
 from storage.artefacts import Artefact, Store
 from storage.snapshots import Snapshot, list_snapshots, read_snapshot
 from tasks.plan import plan
@@ -37,7 +39,8 @@ def show(
     *,
     dataset: DatasetOption = "sample",
     snapshot: SnapshotOption = None,
-    profile: Annotated[Profile, Parameter(name="--profile")] = Profile.CPU,
+    profile: ProfileOption = Profile.CPU,
+    recipe: RecipeOption = Recipe.DEFAULT,
     config: ConfigOption = None,
     assignments: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -55,7 +58,9 @@ def show(
     """
     opened = Store.open(store, create=False)
     if planned:
-        settings = pipeline_settings(dataset=dataset, profile=profile, config=config, assignments=assignments or ())
+        settings = pipeline_settings(
+            dataset=dataset, profile=profile, recipe=recipe, config=config, assignments=assignments or ()
+        )
         slots, _ = prepared_slots(dataset, settings, opened)
         print_plan(list(plan(slots, opened, read_snapshot(opened, dataset).entries)))
         return
@@ -208,7 +213,8 @@ def _cell(value: Any) -> str:
 def settings(
     *,
     dataset: DatasetOption = "sample",
-    profile: Annotated[Profile, Parameter(name="--profile")] = Profile.CPU,
+    profile: ProfileOption = Profile.CPU,
+    recipe: RecipeOption = Recipe.DEFAULT,
     config: ConfigOption = None,
     assignments: SetOption = None,
 ) -> None:
@@ -218,7 +224,9 @@ def settings(
         p2rec settings -d ml-1m
         p2rec settings --profile gpu
     """
-    chosen = pipeline_settings(dataset=dataset, profile=profile, config=config, assignments=assignments or ())
+    chosen = pipeline_settings(
+        dataset=dataset, profile=profile, recipe=recipe, config=config, assignments=assignments or ()
+    )
     table = Table("setting", "value", "meaning")
     for name, value, meaning in describe_settings(chosen):
         table.add_row(name, value, meaning)

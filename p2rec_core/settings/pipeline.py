@@ -1,6 +1,6 @@
 """The settings of a whole pipeline, where they come from, and what is said when one is wrong.
 
-Precedence, later wins: defaults, profile, dataset preset, configuration file, single assignments.
+Precedence, later wins: defaults, profile, dataset preset, recipe, configuration file, single assignments.
 """
 
 import difflib
@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from p2rec_core.backbones.registry import DEFAULT_BACKBONE, ENCODERS
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.base import Settings
 from p2rec_core.settings.clustering import ClusterSettings
 from p2rec_core.settings.data import IngestSettings
-from p2rec_core.settings.language import FinetuneSettings, LanguageModelSettings
-from p2rec_core.settings.sequence_model import FusionSettings, RecommenderSettings, Variant
+from p2rec_core.settings.language import CostSettings, E4SRecSettings, FinetuneSettings, LanguageModelSettings
+from p2rec_core.settings.sequence_model import EncoderSettings, FusionSettings, RecommenderSettings, Variant
 
 
 class Profile(StrEnum):
@@ -28,6 +29,15 @@ class Profile(StrEnum):
     """Two CPU cores."""
     GPU = "gpu"
     """One CUDA GPU, bf16."""
+
+
+class Recipe(StrEnum):
+    """Which choices are made where the method leaves some."""
+
+    DEFAULT = "default"
+    """What was best on validation here."""
+    PAPER = "paper"
+    """What the paper says, and the plainest reading where it says nothing."""
 
 
 class EvaluationSettings(Settings):
@@ -74,6 +84,10 @@ class PipelineSettings(Settings):
     fusion: FusionSettings = FusionSettings()
     variants: tuple[Variant, ...] = Field((Variant.BASE, Variant.CI, Variant.P2REC), min_length=1)
     evaluation: EvaluationSettings = EvaluationSettings()
+    e4srec: E4SRecSettings = E4SRecSettings()
+    """The instance-level baseline that experiments may ask for."""
+    cost: CostSettings = CostSettings()
+    """The measurement of language-model work that experiments may ask for."""
     runtime: RuntimeSettings = RuntimeSettings()
 
     @field_validator("variants")
@@ -92,53 +106,90 @@ _PROFILES: dict[Profile, dict[str, Any]] = {
         "recommender": {"training": {"bf16": True}},
         "language_model": {"dtype": "bfloat16"},
         "finetune": {"micro_batch_tokens": 65_536},
+        "e4srec": {"micro_batch_tokens": 65_536},
     },
 }
 
-_SMALL = {
-    "encoder": {"hidden_size": 48, "inner_size": 192, "dropout": 0.3, "max_length": 50},
-    "training": {"batch_positions": 512, "learning_rate": 5e-3, "max_epochs": 12},
+_PAPER_RECOMMENDER = {
+    "encoder": {"hidden_size": 256},
+    "training": {"learning_rate": 1e-4, "schedule": "constant", "batch_positions": 1024, "max_epochs": 300},
 }
+_RECIPES: dict[Recipe, dict[str, Any]] = {
+    Recipe.DEFAULT: {},
+    Recipe.PAPER: {
+        "backbone": _PAPER_RECOMMENDER,
+        "recommender": _PAPER_RECOMMENDER,
+        "clusters": {"finer": [], "normalise": False},
+        "language_model": {
+            "item_text": False,
+            "instruction": "Given the user's purchase history, predict the user's distribution among {n_clusters} "
+            "purchase preferences.",
+            "response": "Response:",
+            "pooling": "last",
+        },
+        "fusion": {"kind": "gate", "whitening": "none", "std": 0.02},
+    },
+}
+
+_SMALL = {"training": {"batch_positions": 512, "learning_rate": 5e-3, "max_epochs": 12}}
 _PRESETS: dict[str, dict[str, Any]] = {
     "sample": {
         "backbone": _SMALL,
         "recommender": _SMALL,
-        "clusters": {"n_clusters": 12},
+        "clusters": {"n_clusters": 12, "finer": [60]},
         "finetune": {"epochs": 1},
         "fusion": {"n_components": 32},
     },
+}
+_ENCODER_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "sample": {
+        "sasrec": {"hidden_size": 48, "inner_size": 192, "dropout": 0.3, "max_length": 50},
+        "gru4rec": {"hidden_size": 48, "inner_size": 96},
+        "caser": {"hidden_size": 48, "dropout": 0.3},
+        "fmlp_rec": {"hidden_size": 48, "inner_size": 192, "dropout": 0.3},
+    },
     "ml-1m": {
-        "backbone": {"encoder": {"max_length": 200, "dropout": 0.2}},
-        "recommender": {"encoder": {"max_length": 200, "dropout": 0.2}},
+        "sasrec": {"max_length": 200, "dropout": 0.2},
+        "gru4rec": {"max_length": 200},
+        "caser": {"max_length": 200},
     },
 }
+"""Of a dataset, by backbone: only what that backbone reads."""
 
 
 def pipeline_settings(
     *,
     dataset: str,
     profile: Profile = Profile.CPU,
+    recipe: Recipe = Recipe.DEFAULT,
     config: Path | None = None,
     assignments: Iterable[str] = (),
 ) -> PipelineSettings:
     """Put settings together.
 
     Args:
-        dataset: Name of the dataset; a known one may have a preset.
+        dataset: Name of the dataset; a known one may have a preset, and one for each backbone.
         profile: Defaults for the machine.
+        recipe: Choices that the method leaves.
         config: TOML file with one table per stage.
         assignments: ``"recommender.encoder.n_layers=1"``; a value is read as JSON, else as text.
 
     Raises:
         SettingsError: A key is unknown or a value out of range, or the file cannot be read.
     """
+    given: dict[str, Any] = {}
+    if config is not None:
+        _merge(given, _read_toml(config))
+    for assignment in assignments:
+        _merge(given, _assignment(assignment))
     merged: dict[str, Any] = {}
     _merge(merged, _PROFILES[profile])
     _merge(merged, _PRESETS.get(dataset, {}))
-    if config is not None:
-        _merge(merged, _read_toml(config))
-    for assignment in assignments:
-        _merge(merged, _assignment(assignment))
+    for section in ("backbone", "recommender"):
+        preset = _ENCODER_PRESETS.get(dataset, {}).get(_chosen_backbone(given, section), {})
+        _merge(merged, {section: {"encoder": preset}})
+    _merge(merged, _RECIPES[recipe])
+    _merge(merged, given)
     return validated(merged)
 
 
@@ -155,6 +206,14 @@ def validated(values: Mapping[str, Any]) -> PipelineSettings:
         raise SettingsError(
             "; ".join(problems) + ".", remedy="`p2rec settings` lists every setting with its default and range."
         ) from error
+
+
+def _chosen_backbone(given: Mapping[str, Any], section: str) -> str:
+    """The backbone that a section asks for; whether there is such a one is checked later."""
+    chosen: Any = given
+    for part in (section, "encoder", "backbone"):
+        chosen = chosen.get(part) if isinstance(chosen, Mapping) else None
+    return chosen if isinstance(chosen, str) else DEFAULT_BACKBONE
 
 
 def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
@@ -198,7 +257,10 @@ def _assignment(text: str) -> dict[str, Any]:
 def _explain(entry: Any) -> str:
     location = ".".join(str(part) for part in entry["loc"])
     if entry["type"] != "extra_forbidden":
-        return f"{location} = {entry['input']!r}: {entry['msg'][0].lower()}{entry['msg'][1:]}"
+        said = str(entry["ctx"]["error"]) if entry["type"] == "value_error" else entry["msg"]
+        said = said[0].lower() + said[1:]
+        whole_group = entry["type"] == "value_error" and isinstance(entry["input"], Mapping)
+        return f"{location}: {said}" if whole_group else f"{location} = {entry['input']!r}: {said}"
     model: Any = PipelineSettings
     for part in entry["loc"][:-1]:
         model = model.model_fields[part].annotation
@@ -206,6 +268,14 @@ def _explain(entry: Any) -> str:
     close = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
     return f"{location}: there is no such setting ({hint})"
+
+
+def _which_backbones(name: str) -> str:
+    """What the registry says of an encoder's setting."""
+    if name == "backbone":
+        return f" One of {', '.join(sorted(ENCODERS))}."
+    readers = sorted(backbone for backbone, entry in ENCODERS.items() if name in entry.defaults)
+    return "" if len(readers) == len(ENCODERS) else f" Read by {', '.join(readers)}."
 
 
 def describe_settings(settings: PipelineSettings) -> list[tuple[str, str, str]]:
@@ -218,8 +288,10 @@ def describe_settings(settings: PipelineSettings) -> list[tuple[str, str, str]]:
             if isinstance(value, Settings):
                 walk(value, f"{prefix}{name}.")
             else:
-                dumped = group.model_dump(mode="json")[name]
+                dumped = group.model_dump(mode="json").get(name)
                 text = " ".join((field.description or "").split())
+                if isinstance(group, EncoderSettings):
+                    text += _which_backbones(name)
                 rows.append((f"{prefix}{name}", json.dumps(dumped, ensure_ascii=False), text))
 
     walk(settings, "")

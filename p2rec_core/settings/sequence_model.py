@@ -1,9 +1,20 @@
 """Settings of sequential recommenders: the encoder, its training and what its item table is made of."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from p2rec_core.backbones.registry import DEFAULT_BACKBONE, ENCODERS, encoder_entry
+from p2rec_core.errors import SettingsError
 from p2rec_core.settings.base import Settings
 
 
@@ -16,12 +27,6 @@ class Variant(StrEnum):
     """Base plus a learnable embedding of the item's cluster."""
     P2REC = "p2rec"
     """A gate of the ID embedding and the projected knowledge embedding."""
-
-
-class Backbone(StrEnum):
-    """The sequence encoders of the registry."""
-
-    SASREC = "sasrec"
 
 
 class Whitening(StrEnum):
@@ -42,28 +47,77 @@ class Schedule(StrEnum):
 
 
 class EncoderSettings(Settings):
-    """The sequence encoder."""
+    """The sequence encoder.
 
-    backbone: Backbone = Backbone.SASREC
-    """Which sequence encoder."""
+    The registry says which fields a backbone reads. These are filled with the backbone's defaults; the others are
+    null, and giving one a value is an error.
+    """
+
+    backbone: str = DEFAULT_BACKBONE
+    """Which sequence encoder. The settings beside it have this encoder's defaults; those that it does not read are
+    null."""
     hidden_size: int = Field(64, ge=1, le=4096)
-    """Width d of item embeddings and hidden states."""
-    n_layers: int = Field(2, ge=1, le=64)
+    """Width d of item embeddings and states."""
+    n_layers: int | None = Field(None, ge=1, le=64)
     """Number of blocks."""
-    n_heads: int = Field(2, ge=1, le=64)
+    n_heads: int | None = Field(None, ge=1, le=64)
     """Attention heads; has to divide hidden_size."""
-    inner_size: int = Field(256, ge=1, le=65536)
-    """Width of the feed-forward layer."""
-    dropout: float = Field(0.5, ge=0, lt=1)
-    """Dropout of embeddings, hidden states and attention."""
+    inner_size: int | None = Field(None, ge=1, le=65536)
+    """Width of the feed-forward layer, or of GRU4Rec's recurrent state."""
+    window: int | None = Field(None, ge=1, le=200)
+    """Latest items that a state is computed from; at most max_length."""
+    n_horizontal: int | None = Field(None, ge=1, le=4096)
+    """Convolution filters of each height from 1 to window."""
+    n_vertical: int | None = Field(None, ge=1, le=4096)
+    """Convolution filters along time."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout of embeddings, hidden states, attention and what filters give."""
     max_length: int = Field(50, ge=2, le=10_000)
     """Longest sequence, in items, that the encoder reads; older items are cut off at prediction."""
 
+    def options(self) -> dict[str, Any]:
+        """What the backbone reads, by name: the arguments of its constructor."""
+        return {name: getattr(self, name) for name in encoder_entry(self.backbone).defaults}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        backbone = values.get("backbone", DEFAULT_BACKBONE)
+        if not isinstance(backbone, str) or backbone not in ENCODERS:
+            return values  # the field's own check says so
+        defaults = ENCODERS[backbone].defaults
+        return {**values, **{name: value for name, value in defaults.items() if values.get(name) is None}}
+
+    @field_validator("backbone")
+    @classmethod
+    def _registered(cls, backbone: str) -> str:
+        try:
+            encoder_entry(backbone)
+        except SettingsError as error:
+            raise ValueError(f"{error.problem.rstrip('.')}; known: {', '.join(sorted(ENCODERS))}") from error
+        return backbone
+
+    @field_validator("*")
+    @classmethod
+    def _read_by_the_backbone(cls, value: Any, info: ValidationInfo) -> Any:
+        backbone = info.data.get("backbone")
+        if value is None or backbone is None or info.field_name in ENCODERS[backbone].defaults:
+            return value
+        raise ValueError(f"{backbone} does not read this; it reads {', '.join(sorted(ENCODERS[backbone].defaults))}")
+
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> "EncoderSettings":
-        if self.hidden_size % self.n_heads:
+    def _fit_together(self) -> "EncoderSettings":
+        if self.n_heads is not None and self.hidden_size % self.n_heads:
             raise ValueError(f"n_heads = {self.n_heads} does not divide hidden_size = {self.hidden_size}")
+        if self.window is not None and self.window > self.max_length:
+            raise ValueError(f"window = {self.window} is longer than max_length = {self.max_length}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_read(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
 
 
 class TrainingSettings(Settings):
@@ -78,7 +132,10 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(0.0, ge=0, le=1)
     """Decoupled weight decay (AdamW)."""
     batch_positions: int = Field(2048, ge=1)
-    """Positions (users x padded length) in one optimiser step."""
+    """Positions that one optimiser step predicts from: users x padded length, or prefixes where the backbone is not
+    causal."""
+    n_negatives: int | None = Field(None, ge=1)
+    """Items, drawn anew at every step, that stand for the catalogue in the softmax; null takes all of it."""
     max_epochs: int = Field(30, ge=1)
     """Passes over the training sequences at the most."""
     patience: int | None = Field(10, ge=1)
@@ -90,13 +147,51 @@ class TrainingSettings(Settings):
     """Seed of initialisation, order and dropout."""
 
 
+class Fusion(StrEnum):
+    """How knowledge embeddings enter the item table."""
+
+    GATE = "gate"
+    """The paper's: an element-wise gate between the ID embedding and the projected knowledge."""
+    SUM = "sum"
+    """The ID embedding plus the projected knowledge."""
+    CONCAT = "concat"
+    """A projection of the two side by side."""
+    INIT = "init"
+    """The ID embedding starts from the knowledge instead of noise."""
+
+
+class KnowledgeSource(StrEnum):
+    """What +P2Rec's item table is given; all but ``tuned`` are ablations."""
+
+    TUNED = "tuned"
+    """h_v, the fine-tuned language model's state of the item."""
+    UNTUNED = "untuned"
+    """The same language model's state without fine-tuning: adapters that change nothing, a random projector."""
+    TEXT = "text"
+    """The language model's embedding of the item's text, as it came."""
+    BACKBONE = "backbone"
+    """The pre-trained backbone's own item embeddings."""
+    CATEGORIES = "categories"
+    """The distribution over clusters that the fine-tuned language model tells for the item."""
+    RANDOM = "random"
+    """Noise."""
+
+
 class FusionSettings(Settings):
     """How knowledge embeddings enter the item table (+P2Rec)."""
 
+    kind: Fusion = Fusion.INIT
+    """How they enter."""
+    source: KnowledgeSource = KnowledgeSource.TUNED
+    """Which embeddings enter."""
     whitening: Whitening = Whitening.PCA
     """Treatment of the knowledge embeddings before projection."""
     n_components: int = Field(64, ge=1)
     """Principal components kept (whitening = pca)."""
+    std: float = Field(0.1, gt=0, le=10)
+    """Standard deviation of (projected) knowledge at the start."""
+    trainable: bool = False
+    """Whether the knowledge embeddings are fine-tuned with the recommender (kind = gate, sum, concat)."""
 
 
 class RecommenderSettings(Settings):

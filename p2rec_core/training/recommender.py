@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from p2rec_core.backbones.registry import make_encoder
+from p2rec_core.backbones.base import SequenceEncoder, make_encoder
 from p2rec_core.errors import ModelError
-from p2rec_core.fusion import ClusterTable, GatedKnowledgeTable, IdTable
+from p2rec_core.fusion import ClusterTable, IdTable, knowledge_table
 from p2rec_core.progress import Progress, silent
 from p2rec_core.recommender import NextItemObjective, Recommender
 from p2rec_core.sequences import RaggedSequences
@@ -27,37 +28,29 @@ class EncoderShape:
 
     Attributes:
         backbone: Name in the registry.
-        hidden_size: Width d.
-        n_layers: Blocks.
-        n_heads: Attention heads.
-        inner_size: Width of the feed-forward layer.
-        dropout: Probability, in training only.
-        max_length: Longest sequence.
+        options: Everything that this encoder takes, by name; ``hidden_size`` and ``max_length`` are among them.
     """
 
     backbone: str
-    hidden_size: int
-    n_layers: int
-    n_heads: int
-    inner_size: int
-    dropout: float
-    max_length: int
+    options: Mapping[str, Any]
 
-    def build(self) -> nn.Module:
+    @property
+    def hidden_size(self) -> int:
+        """Width d."""
+        return int(self.options["hidden_size"])
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence."""
+        return int(self.options["max_length"])
+
+    def build(self) -> SequenceEncoder:
         """A freshly initialised encoder.
 
         Raises:
             SettingsError: There is no such backbone.
         """
-        return make_encoder(
-            self.backbone,
-            hidden_size=self.hidden_size,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            inner_size=self.inner_size,
-            dropout=self.dropout,
-            max_length=self.max_length,
-        )
+        return make_encoder(self.backbone, **self.options)
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,8 @@ class NextItemTraining:
     Attributes:
         learning_rate: Adam's peak step size.
         weight_decay: Decoupled weight decay.
-        batch_positions: Bound of users x padded length per optimiser step.
+        batch_positions: Bound of the positions that one optimiser step predicts from, see ``NextItemObjective``.
+        n_negatives: Items sampled for the softmax; None takes the catalogue.
         max_epochs: Epochs at the most.
         patience: Epochs without a better validation NDCG@10; None trains max_epochs and validates nothing.
         warmup_steps: Steps of linear warm-up.
@@ -79,12 +73,30 @@ class NextItemTraining:
     learning_rate: float
     weight_decay: float
     batch_positions: int
+    n_negatives: int | None
     max_epochs: int
     patience: int | None
     warmup_steps: int
     cosine: bool
     seed: int
     bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What +P2Rec's item table is given.
+
+    Attributes:
+        vectors: float32 (N, D) prepared knowledge embeddings.
+        fusion: One of ``fusion.FUSIONS``.
+        std: Standard deviation of (projected) knowledge at the start.
+        trainable: Whether the vectors are fine-tuned.
+    """
+
+    vectors: NDArray[np.float32]
+    fusion: str
+    std: float
+    trainable: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +141,7 @@ def train_recommender(
     training: NextItemTraining,
     clusters: NDArray[np.int32] | None = None,
     n_clusters: int | None = None,
-    knowledge: NDArray[np.float32] | None = None,
+    knowledge: Knowledge | None = None,
     device: torch.device,
     checkpointer: Checkpointer | None = None,
     progress: Progress = silent,
@@ -144,7 +156,7 @@ def train_recommender(
         training: How to train.
         clusters: int32 (N,) cluster of each item.
         n_clusters: K.
-        knowledge: float32 (N, D) prepared knowledge embeddings.
+        knowledge: Prepared knowledge embeddings and how they enter the item table.
         device: Where to train.
         checkpointer: Resumable state.
         progress: Told after every step.
@@ -157,7 +169,9 @@ def train_recommender(
     torch.manual_seed(step_seed(training.seed, *_INITIALISATION))
     built = encoder.build()
     if knowledge is not None:
-        table: nn.Module = GatedKnowledgeTable(knowledge, encoder.hidden_size)
+        table: nn.Module = knowledge_table(
+            knowledge.fusion, knowledge.vectors, encoder.hidden_size, std=knowledge.std, trainable=knowledge.trainable
+        )
     elif clusters is not None and n_clusters is not None:
         table = ClusterTable(clusters, n_clusters, encoder.hidden_size)
     else:
@@ -169,6 +183,7 @@ def train_recommender(
         validation if training.patience is not None else None,
         max_length=encoder.max_length,
         batch_positions=training.batch_positions,
+        n_negatives=training.n_negatives,
         seed=training.seed,
         device=device,
     )

@@ -10,15 +10,21 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from p2rec_core.backbones.registry import DEFAULT_BACKBONE, ENCODERS
 from p2rec_core.settings.pipeline import PipelineSettings, RuntimeSettings, validated
+from p2rec_core.settings.sequence_model import EncoderSettings
 from storage.artefacts import ArtefactRef
+from tasks.cost import cost_call
 from tasks.dag import pipeline_slots
+from tasks.e4srec import e4srec_call
+from tasks.e4srec_evaluation import e4srec_evaluation_call
+from tasks.sources import TextFile
 
 ROOT = Path(__file__).parents[2]
 FILES = (
     *("sequences", "validation", "test", "items"),
     *("item_embeddings", "model", "item_clusters", "centroids"),
-    *("user_preferences", "adapter", "item_knowledge"),
+    *("user_preferences", "adapter", "item_knowledge", "finer_clusters", "item_texts"),
 )
 
 # where the next value of the type would not do
@@ -30,7 +36,17 @@ ALTERNATIVES: dict[str, Any] = {
     "recommender.encoder.n_heads": 1,
     "backbone.encoder.hidden_size": 66,
     "recommender.encoder.hidden_size": 66,
+    "backbone.encoder.backbone": "gru4rec",
+    "recommender.encoder.backbone": "gru4rec",
     "ingest.timestamp_column": None,
+    "clusters.finer": (200, 500),
+    "fusion.source": "categories",  # another slot's artefact would be another pipeline
+    "backbone.training.n_negatives": 100,
+    "recommender.training.n_negatives": 100,
+    "e4srec.lora_targets": ("q_proj",),
+    "e4srec.max_steps": 7,
+    "e4srec.patience": 3,
+    "cost.step_tokens": 5000,
     "backbone.training.patience": None,
     "recommender.training.patience": None,
 }
@@ -61,26 +77,37 @@ def other(name: str, value: Any) -> Any:
     raise AssertionError(f"say in ALTERNATIVES which other value {name} may have")
 
 
-DEFAULTS = validated({"language_model": {"name_or_path": "random-llama-tiny"}})
+def defaults(backbone: str) -> PipelineSettings:
+    section = {"encoder": {"backbone": backbone}}
+    return validated(
+        {"language_model": {"name_or_path": "random-llama-tiny"}, "backbone": section, "recommender": section}
+    )
+
+
+DEFAULTS = defaults(DEFAULT_BACKBONE)
 SETTINGS = [
     name
     for name, value in leaves(DEFAULTS)
-    if not name.startswith("runtime.")
+    if not name.startswith(("runtime.", "e4srec.", "cost."))
     and name not in ("variants", "language_model.revision")
     and not (isinstance(value, StrEnum) and len(type(value)) == 1)  # a choice of one cannot be changed
+    and not (".encoder." in name and value is None)  # other backbones read these, see below
 ]
 
 
-def changed(name: str) -> PipelineSettings:
-    values = DEFAULTS.model_dump()
+def changed(name: str, settings: PipelineSettings = DEFAULTS) -> PipelineSettings:
+    values = settings.model_dump()
     *path, last = name.split(".")
     group = values
     for part in path:
         group = group[part]
-    group[last] = other(name, group[last])
-    settings = validated(values)
-    assert settings != DEFAULTS
-    return settings
+    alternative = other(name, group[last])
+    if last == "backbone":
+        group.clear()  # what the one reads, another may not
+    group[last] = alternative
+    after = validated(values)
+    assert after != settings
+    return after
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +119,7 @@ def source(tmp_path_factory) -> Path:
 
 def keys(settings: PipelineSettings, source: Path) -> dict[str, str]:
     """The key of every slot, were all of them to read the same files."""
-    slots = pipeline_slots(settings, source)
+    slots = pipeline_slots(settings, source, TextFile(source))
     content = {file: hashlib.sha256(file.encode()).hexdigest() for file in FILES}
     refs = {slot.name: ArtefactRef(slot.stage, "0" * 32, content) for slot in slots}
     return {slot.name: slot.call(refs).key() for slot in slots}
@@ -106,17 +133,64 @@ def before(source) -> dict[str, str]:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_changes_the_key_of_its_own_stage(name, source, before):
     after = keys(changed(name), source)
-    assert after.keys() == before.keys() or name == "recommender.encoder.backbone"
+    assert after.keys() == before.keys() or name in ("recommender.encoder.backbone", "language_model.item_text")
     stages = {slot.split(".")[0] for slot in after if after[slot] != before.get(slot)}
     own = {
-        "language_model": {"finetune", "knowledge"},
-        "finetune": {"finetune", "knowledge"},
+        "language_model": {"text", "finetune", "knowledge"},
+        "finetune": {"text", "finetune", "knowledge"},
         "fusion": {"recommender"},
         "recommender": {"recommender", "evaluation"},
     }
     section = name.split(".")[0]
     assert stages
     assert stages <= own.get(section, {section})
+
+
+EXPERIMENTS_ONLY = [name for name, _ in leaves(DEFAULTS) if name.startswith(("e4srec.", "cost."))]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS_ONLY)
+def test_a_setting_that_only_experiments_read_changes_a_key(name):
+    refs = {name: ArtefactRef(name, "0" * 32, dict.fromkeys(FILES, "0" * 64)) for name in ("ingest", "backbone", "x")}
+
+    def calls(settings: PipelineSettings) -> set[str]:
+        ingest, backbone, other = refs.values()
+        lm, e4srec = settings.language_model, settings.e4srec
+        trained = e4srec_call(lm, e4srec, ingest=ingest, backbone=backbone)
+        ranked = e4srec_evaluation_call(settings.evaluation, lm, e4srec, ingest=ingest, backbone=backbone, model=other)
+        cost = cost_call(
+            lm, settings.finetune, e4srec, settings.cost, ingest=ingest, backbone=backbone, preferences=other
+        )
+        return {trained.key(), ranked.key(), cost.key()}
+
+    assert calls(changed(name)) != calls(DEFAULTS)
+
+
+@pytest.mark.parametrize("section", ["backbone", "recommender"])
+@pytest.mark.parametrize(
+    ("backbone", "name"), [(backbone, name) for backbone, entry in ENCODERS.items() for name in entry.defaults]
+)
+def test_a_setting_of_an_encoder_changes_the_keys_of_those_who_read_it(backbone, name, section, source):
+    settings = defaults(backbone)
+    setting = f"{section}.encoder.{name}"
+    before, after = keys(settings, source), keys(changed(setting, settings), source)
+    assert after.keys() == before.keys()
+    stages = {slot.split(".")[0] for slot in after if after[slot] != before[slot]}
+    assert stages == {"backbone": {"backbone"}, "recommender": {"recommender", "evaluation"}}[section]
+
+
+def test_no_setting_of_an_encoder_is_read_by_none():
+    read = {name for entry in ENCODERS.values() for name in entry.defaults}
+    assert read == set(EncoderSettings.model_fields) - {"backbone"}
+
+
+def test_every_backbone_has_keys_of_its_own(source):
+    found = {backbone: keys(defaults(backbone), source) for backbone in ENCODERS}
+    assert len({k["backbone"] for k in found.values()}) == len(ENCODERS)
+    trained = {slots[f"recommender.{backbone}.p2rec"] for backbone, slots in found.items()}
+    assert len(trained) == len(ENCODERS)
+    # what does not depend on the backbone is shared; all else would be, were its item embeddings the same
+    assert len({k["ingest"] for k in found.values()}) == len({k["knowledge"] for k in found.values()}) == 1
 
 
 def test_a_setting_that_language_models_do_not_share_is_not_in_the_key_of_the_items(source, before):
@@ -144,7 +218,7 @@ def test_the_revision_reaches_the_models_identity(source, tmp_path, monkeypatch)
         keys(validated({"language_model": {"name_or_path": "some/model", "revision": revision}}), source)
         for revision in (None, "abc")
     ]
-    assert {slot for slot in found[0] if found[0][slot] != found[1][slot]} == {"finetune", "knowledge"}
+    assert {slot for slot in found[0] if found[0][slot] != found[1][slot]} == {"text", "finetune", "knowledge"}
 
 
 def test_variants_are_the_recommenders(source):

@@ -6,8 +6,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2rec_core.errors import DataError
-from p2rec_core.fusion import ClusterTable, GatedKnowledgeTable, IdTable, pca_whitened, standardised
+from p2rec_core.errors import DataError, SettingsError
+from p2rec_core.fusion import (
+    FUSIONS,
+    ClusterTable,
+    GatedKnowledgeTable,
+    IdTable,
+    InitialisedTable,
+    knowledge_table,
+    pca_whitened,
+    standardised,
+)
 
 N, D, E, K = 9, 6, 11, 3
 
@@ -24,11 +33,16 @@ def tables() -> dict[str, torch.nn.Module]:
     return {
         "base": IdTable(N, D),
         "ci": ClusterTable(np.arange(N, dtype=np.int32) % K, K, D),
-        "p2rec": GatedKnowledgeTable(standardised(knowledge()), D),
+        "p2rec": made("gate"),
+        **{fusion: made(fusion) for fusion in FUSIONS},
     }
 
 
-@pytest.mark.parametrize("variant", ["base", "ci", "p2rec"])
+def made(fusion: str, *, trainable: bool = False) -> torch.nn.Module:
+    return knowledge_table(fusion, standardised(knowledge()), D, std=0.02, trainable=trainable)
+
+
+@pytest.mark.parametrize("variant", ["base", "ci", *FUSIONS])
 def test_a_table_has_a_zero_row_for_padding(variant):
     rows = tables()[variant]()
     assert rows.shape == (N + 1, D)
@@ -64,6 +78,69 @@ def test_the_gate_is_the_equation():
         np.testing.assert_allclose(rows[item], gate * e + (1 - gate) * projected, rtol=1e-4, atol=1e-5)
 
 
+def randomised(table: torch.nn.Module) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        for parameter in table.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return {name: p.detach().double().numpy() for name, p in table.named_parameters()}
+
+
+def test_the_sum_is_the_equation():
+    table = made("sum")
+    value = randomised(table)
+    projected = table.knowledge.double().numpy() @ value["projection.weight"].T + value["projection.bias"]
+    np.testing.assert_allclose(table()[1:].detach().numpy(), value["embedding"] + projected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_concatenation_is_the_equation():
+    table = made("concat")
+    value = randomised(table)
+    projected = table.knowledge.double().numpy() @ value["projection.weight"].T + value["projection.bias"]
+    both = np.concatenate([value["embedding"], projected], axis=1)
+    expected = both @ value["mix.weight"].T + value["mix.bias"]
+    np.testing.assert_allclose(table()[1:].detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_concatenation_starts_as_the_mean():
+    table = made("concat")
+    expected = (table.embedding + table.projection(table.knowledge)) / 2
+    torch.testing.assert_close(table()[1:], expected)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_a_table_that_starts_from_knowledge(scale):
+    prepared = (scale * standardised(knowledge())).astype(np.float32)
+    table = InitialisedTable(prepared, D, std=0.1)
+    start = table.embedding.detach().numpy()
+    assert np.sqrt((start**2).mean()) == pytest.approx(0.1, rel=1e-5)
+    np.testing.assert_allclose(start / start[0, 0], prepared[:, :D] / prepared[0, 0], rtol=1e-4)
+    assert [name for name, p in table.named_parameters() if p.requires_grad] == ["embedding"]
+
+
+def test_what_knowledge_does_not_reach_starts_as_noise():
+    torch.manual_seed(0)
+    table = InitialisedTable(np.ones((4000, 2), np.float32), 5, std=0.1)
+    start = table.embedding.detach()
+    torch.testing.assert_close(start[:, :2], torch.full((4000, 2), 0.1))
+    assert start[:, 2:].std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("fusion", ["gate", "sum", "concat"])
+def test_knowledge_is_fine_tuned_where_it_is_asked_for(fusion):
+    for trainable in (False, True):
+        table = made(fusion, trainable=trainable)
+        (table() * torch.randn(N + 1, D)).sum().backward()
+        trained = {name for name, p in table.named_parameters() if p.grad is not None and p.grad.any()}
+        assert ("knowledge" in trained) == trainable
+
+
+def test_an_unknown_fusion():
+    with pytest.raises(SettingsError) as caught:
+        made("cat")
+    assert caught.value.problem == "There is no fusion 'cat'."
+    assert caught.value.remedy == "Choose one of: gate, sum, concat, init."
+
+
 def test_gradients_reach_everything_but_the_knowledge():
     table = tables()["p2rec"]
     (table() * torch.randn(N + 1, D)).sum().backward()
@@ -77,13 +154,14 @@ def test_gradients_reach_everything_but_the_knowledge():
 def test_projected_knowledge_starts_at_the_scale_of_the_ids(scale):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    table = GatedKnowledgeTable((scale * rng.normal(size=(500, 64))).astype(np.float32), 32)
+    table = GatedKnowledgeTable((scale * rng.normal(size=(500, 64))).astype(np.float32), 32, std=0.02, trainable=False)
     projected = table.projection(table.knowledge)
     assert projected.std().item() == pytest.approx(table.embedding.std().item(), rel=0.15)
 
 
-def test_knowledge_of_zeros_is_no_division_by_zero():
-    assert torch.isfinite(GatedKnowledgeTable(np.zeros((N, E), np.float32), D)()).all()
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_knowledge_of_zeros_is_no_division_by_zero(fusion):
+    assert torch.isfinite(knowledge_table(fusion, np.zeros((N, E), np.float32), D, std=0.1, trainable=False)()).all()
 
 
 @given(st.integers(3, 40), st.integers(1, 8), st.integers(0, 50))

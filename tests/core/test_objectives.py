@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from p2rec_core.objectives import catalogue_cross_entropy
+from p2rec_core.objectives import catalogue_cross_entropy, sampled_cross_entropy
 
 Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -85,3 +85,39 @@ def test_repeats_are_bit_identical():
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_sample_of_the_whole_catalogue_is_the_full_softmax():
+    states, table, targets = case()
+    loss = sampled_cross_entropy(states, table, targets, len(table), chunk=5)
+    loss.backward()
+    value, left, right = oracle(states, table, targets)
+    assert loss.item() == pytest.approx(value.item(), rel=1e-5)
+    torch.testing.assert_close(states.grad.double(), left, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(table.grad.double(), right, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sample_stands_for_the_catalogue():
+    # on average over samples the partition function is that of the catalogue
+    states, table, targets = case(n_positions=40, n_items=600, scale=0.3)
+    value, _, _ = oracle(states, table, targets)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        losses = [sampled_cross_entropy(states, table, targets, 150).item() for _ in range(60)]
+    assert sum(losses) / len(losses) == pytest.approx(value.item(), rel=0.01)
+    assert len(set(losses)) > 50
+
+
+def test_a_sample_is_a_function_of_the_seed():
+    states, table, targets = case()
+    values = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        values.append(sampled_cross_entropy(states, table, targets, 7).item())
+    assert values[0] == values[1] != values[2]
+
+
+def test_no_positions_cost_nothing_in_a_sample_either():
+    _, table, _ = case()
+    loss = sampled_cross_entropy(torch.zeros(0, 7), table, torch.zeros(0, dtype=torch.int64), 5)
+    assert loss.item() == 0

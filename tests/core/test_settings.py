@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from p2rec_core.backbones.registry import ENCODERS
 from p2rec_core.errors import SettingsError
-from p2rec_core.settings.pipeline import PipelineSettings, Profile, describe_settings, pipeline_settings, validated
+from p2rec_core.settings.pipeline import (
+    _ENCODER_PRESETS,
+    PipelineSettings,
+    Profile,
+    describe_settings,
+    pipeline_settings,
+    validated,
+)
+from p2rec_core.settings.sequence_model import EncoderSettings
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -89,6 +98,20 @@ def test_every_numeric_setting_is_bounded_from_below(section):
         ),
         ("backbone=3", "backbone = 3: input should be a valid dictionary"),
         ("recommender.encoder.n_heads=5", "n_heads = 5 does not divide hidden_size = 64"),
+        ("recommender.encoder.n_heads=5", "recommender.encoder: n_heads = 5 does not divide"),
+        (
+            "backbone.encoder.backbone=grurec",
+            "backbone.encoder.backbone = 'grurec': there is no backbone 'grurec' (did you mean gru4rec?); known: caser",
+        ),
+        (
+            "recommender.encoder.backbone=zzz",
+            "recommender.encoder.backbone = 'zzz': there is no backbone 'zzz'; known: caser, fmlp_rec, gru4rec, sasrec",
+        ),
+        (
+            "recommender.encoder.window=3",
+            "recommender.encoder.window = 3: sasrec does not read this; it reads dropout, hidden_size, inner_size, "
+            "max_length, n_heads, n_layers.",
+        ),
         ("finetune.learning_rate=NaN", "finetune.learning_rate = nan: "),
         ("finetune.lora_alpha=Infinity", "finetune.lora_alpha = inf: input should be a finite number"),
         ("variants=[]", "variants = []: tuple should have at least 1 item"),
@@ -166,6 +189,84 @@ def test_later_sources_win(tmp_path):
     assert single.backbone.encoder.hidden_size == 48
 
 
+ENCODER_CASES = [(backbone, dataset) for backbone in ENCODERS for dataset in ("beauty", "ml-1m", "sample", "yelp")]
+
+
+@pytest.mark.parametrize(("backbone", "dataset"), ENCODER_CASES)
+@pytest.mark.parametrize("section", ["recommender", "backbone"])
+def test_a_backbone_is_one_assignment(backbone, dataset, section):
+    settings = pipeline_settings(dataset=dataset, assignments=[f"{section}.encoder.backbone={backbone}"])
+    encoder = getattr(settings, section).encoder
+    assert encoder.backbone == backbone
+    assert set(encoder.options()) == set(ENCODERS[backbone].defaults)
+    assert encoder.model_dump() == {"backbone": backbone} | encoder.options()
+    assert None not in encoder.options().values()
+    # presets apart, these are the registry's
+    preset = _ENCODER_PRESETS.get(dataset, {}).get(backbone, {})
+    assert encoder.options() == {**ENCODERS[backbone].defaults, **preset}
+    assert set(preset) <= set(ENCODERS[backbone].defaults)
+    # the other section stays as it was
+    others = {"recommender", "backbone"} - {section}
+    default = pipeline_settings(dataset=dataset)
+    assert all(getattr(settings, name) == getattr(default, name) for name in others)
+
+
+def test_sasrecs_defaults_are_what_they_were():
+    published = {"n_layers": 2, "n_heads": 2, "inner_size": 256, "dropout": 0.5, "hidden_size": 64, "max_length": 50}
+    assert EncoderSettings().model_dump() == {"backbone": "sasrec"} | published
+    sample = pipeline_settings(dataset="sample").recommender.encoder.options()
+    assert sample == published | {"hidden_size": 48, "inner_size": 192, "dropout": 0.3}
+    assert pipeline_settings(dataset="ml-1m").backbone.encoder.options() == published | {
+        "max_length": 200,
+        "dropout": 0.2,
+    }
+
+
+def test_a_chosen_backbone_in_a_file_takes_its_preset(tmp_path):
+    config = tmp_path / "p2rec.toml"
+    config.write_text('[recommender.encoder]\nbackbone = "caser"\nwindow = 4\n')
+    settings = pipeline_settings(dataset="sample", config=config)
+    assert settings.recommender.encoder.options() == {
+        **ENCODERS["caser"].defaults,
+        "hidden_size": 48,
+        "dropout": 0.3,
+        "window": 4,
+    }
+    # a later choice counts, and what was meant for the other is then refused by its name
+    with pytest.raises(SettingsError, match=r"recommender.encoder.window = 4: gru4rec does not read this; it reads"):
+        pipeline_settings(dataset="sample", config=config, assignments=["recommender.encoder.backbone=gru4rec"])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [
+        (backbone, name)
+        for backbone, entry in ENCODERS.items()
+        for name in EncoderSettings.model_fields
+        if name != "backbone" and name not in entry.defaults
+    ],
+)
+def test_a_setting_that_the_backbone_does_not_read_is_refused(backbone, name):
+    problem = refused(f"recommender.encoder.backbone={backbone}", f"recommender.encoder.{name}=1").problem
+    reads = ", ".join(sorted(ENCODERS[backbone].defaults))
+    assert problem == f"recommender.encoder.{name} = 1: {backbone} does not read this; it reads {reads}."
+
+
+@pytest.mark.parametrize("backbone", ENCODERS)
+def test_encoder_settings_survive_being_dumped(backbone):
+    encoder = EncoderSettings(backbone=backbone, hidden_size=32)
+    assert EncoderSettings.model_validate(encoder.model_dump()) == encoder
+    assert EncoderSettings.model_validate_json(encoder.model_dump_json()) == encoder
+    with_nulls = {name: getattr(encoder, name) for name in EncoderSettings.model_fields}
+    assert EncoderSettings.model_validate(with_nulls) == encoder
+    assert hash(EncoderSettings.model_validate(with_nulls)) == hash(encoder)
+
+
+def test_a_window_is_within_the_sequence():
+    error = refused(*(f"recommender.encoder.{s}" for s in ("backbone=caser", "window=9", "max_length=8")))
+    assert "recommender.encoder: window = 9 is longer than max_length = 8" in error.problem
+
+
 def test_profiles_and_presets_leave_the_defaults_as_they_were():
     before = PipelineSettings()
     pipeline_settings(dataset="sample", profile=Profile.GPU, assignments=["recommender.encoder.hidden_size=32"])
@@ -213,6 +314,11 @@ def test_every_setting_is_described():
     values = {name: json.loads(value) for name, value, _ in described}
     assert values["clusters.n_clusters"] == 12
     assert values["variants"] == ["base", "ci", "p2rec"]
+    meanings = {name: meaning for name, _, meaning in described}
+    assert meanings["backbone.encoder.backbone"].endswith("One of caser, fmlp_rec, gru4rec, sasrec.")
+    assert meanings["recommender.encoder.n_vertical"].endswith("Read by caser.")
+    assert "Read by" not in meanings["recommender.encoder.max_length"]
+    assert all(meaning for name, meaning in meanings.items() if ".encoder." in name)
     # what is shown can be put in again
     again = pipeline_settings(dataset="beauty", assignments=[f"{name}={value}" for name, value, _ in described])
     assert again == settings

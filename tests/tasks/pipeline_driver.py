@@ -28,7 +28,7 @@ QUICK: dict[str, Any] = {
     "ingest": {"min_user_interactions": 5, "min_item_interactions": 1},
     "backbone": {"encoder": ENCODER, "training": TRAINING},
     "recommender": {"encoder": ENCODER | {"n_layers": 2}, "training": TRAINING},
-    "clusters": {"n_clusters": 4, "n_init": 1},
+    "clusters": {"n_clusters": 4, "n_init": 1, "finer": [8]},
     "language_model": {"name_or_path": "random-llama-tiny"},
     "finetune": {"epochs": 2, "batch_users": 16, "lora_rank": 2, "max_length": 8, "holdout_fraction": 0.1},
     "fusion": {"n_components": 8},

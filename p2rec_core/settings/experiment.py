@@ -1,0 +1,262 @@
+"""Settings of an experiment: a matrix of datasets, backbones, arms and seeds, and where they come from."""
+
+import difflib
+import itertools
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from p2rec_core.backbones.registry import ENCODERS
+from p2rec_core.errors import SettingsError
+from p2rec_core.settings.base import Settings
+from p2rec_core.settings.pipeline import PipelineSettings, Profile, pipeline_settings
+from p2rec_core.settings.sequence_model import Variant
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Value = bool | int | float | str | None | list[Any]
+"""What a single setting may be set to."""
+
+SELECTED_BY = "NDCG@10"
+"""The validation metric by which a tuned arm's settings are chosen."""
+
+_OF_THE_CELL = ("recommender.encoder.backbone", "recommender.training.seed", "variants")
+_REMEDY = "Correct the experiment; `p2rec experiment list` shows those that are built in."
+
+
+class Arm(Settings):
+    """What is done to a backbone."""
+
+    variant: Variant
+    """What the recommender knows of an item beside its id."""
+    settings: dict[str, Value] = Field(default_factory=dict)
+    """Settings by dotted name, e.g. ``clusters.n_clusters``, that differ from the experiment's own."""
+    title: str = ""
+    """What it is, in one line."""
+
+
+class Roles(Settings):
+    """Which arm plays which part in the report; null means the first arm of the variant."""
+
+    base: Name | None = None
+    ci: Name | None = None
+    p2rec: Name | None = None
+
+
+class ExperimentSettings(Settings):
+    """A matrix of cells: every dataset with every backbone, arm and seed."""
+
+    name: Name
+    """Under which name its results are kept."""
+    title: str = ""
+    """What it is for, in one line."""
+    datasets: tuple[str, ...] = Field(min_length=1)
+    """Known or imported datasets."""
+    backbones: tuple[str, ...] = Field(min_length=1)
+    """Sequence encoders of the registry."""
+    arms: dict[Name, Arm] = Field(min_length=1)
+    """Arms by name, in the order in which they are shown."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((1,), min_length=1)
+    """Seeds of the recommenders' training. The stages before are computed once, with seeds of their own."""
+    settings: dict[str, Value] = Field(default_factory=dict)
+    """Settings by dotted name that all cells share."""
+    dataset_settings: dict[str, dict[str, Value]] = Field(default_factory=dict)
+    """Dataset to settings by dotted name that only its cells take."""
+    backbone_settings: dict[str, dict[str, Value]] = Field(default_factory=dict)
+    """Backbone to settings by dotted name that only its cells take, such as those that other encoders do not have."""
+    tuning: dict[str, list[Value]] = Field(default_factory=dict)
+    """A grid: dotted name to the values to be tried. Each arm of each dataset and backbone gets the same trials, with
+    ``tuning_seed``; the best validation NDCG@10 chooses, and the choice is run with every seed."""
+    tuning_seed: int | None = Field(None, ge=0, lt=2**31)
+    """Seed of the trials; null takes the first of ``seeds``."""
+    profile: Profile = Profile.CPU
+    """Defaults for the machine."""
+    roles: Roles = Roles()
+    e4srec: bool = False
+    """Also train E4SRec, the instance-level method that the paper compares with, on every dataset."""
+    cost: bool = False
+    """Also measure the language model's cost, user-level against instance-level, on every dataset."""
+
+    @field_validator("datasets", "backbones", "seeds")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError(f"one is named twice in {list(values)}")
+        return values
+
+    @field_validator("backbones")
+    @classmethod
+    def _known_backbones(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in ENCODERS:
+                raise ValueError(_unknown("backbone", name, ENCODERS))
+        return names
+
+    @field_validator("tuning")
+    @classmethod
+    def _something_to_try(cls, grid: dict[str, list[Value]]) -> dict[str, list[Value]]:
+        for name, values in grid.items():
+            if not values:
+                raise ValueError(f"there is no value to try for {name}")
+        return grid
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ExperimentSettings":
+        groups: dict[str, Iterable[str]] = {"settings": self.settings, "tuning": self.tuning}
+        groups |= {f"arms.{name}.settings": arm.settings for name, arm in self.arms.items()}
+        groups |= {f"dataset_settings.{name}": values for name, values in self.dataset_settings.items()}
+        groups |= {f"backbone_settings.{name}": values for name, values in self.backbone_settings.items()}
+        for place, names in groups.items():
+            if taken := [name for name in names if name in _OF_THE_CELL]:
+                raise ValueError(f"{place} may not set {taken[0]}: each cell of the matrix has its own")
+        for name in self.backbone_settings:
+            if name not in ENCODERS:
+                raise ValueError("backbone_settings: " + _unknown("backbone", name, ENCODERS))
+        for role, arm in self.roles.model_dump().items():
+            if arm is not None and arm not in self.arms:
+                raise ValueError(f"roles.{role}: " + _unknown("arm", arm, self.arms))
+        return self
+
+    def trials(self) -> list[dict[str, Value]]:
+        """The points of the tuning grid, the last name running fastest; one empty point where nothing is tuned."""
+        return [dict(zip(self.tuning, values, strict=True)) for values in itertools.product(*self.tuning.values())]
+
+    @property
+    def trial_seed(self) -> int:
+        """Seed of the tuning trials."""
+        return self.seeds[0] if self.tuning_seed is None else self.tuning_seed
+
+    def role(self, variant: Variant) -> str | None:
+        """The arm that plays Base, +CI or +P2Rec, or None where there is none."""
+        named: str | None = getattr(self.roles, str(variant))
+        return named or next((name for name, arm in self.arms.items() if arm.variant is variant), None)
+
+    def pipeline(
+        self,
+        dataset: str,
+        arm: str,
+        *,
+        backbone: str | None = None,
+        seed: int | None = None,
+        chosen: Mapping[str, Value] | None = None,
+    ) -> PipelineSettings:
+        """The settings of one cell's pipeline.
+
+        Later ones win: the experiment's, the dataset's, the backbone's, the arm's, what tuning chose.
+
+        Args:
+            dataset: The dataset, which may have a preset.
+            arm: Name of the arm.
+            backbone: The recommender's encoder; None leaves the default.
+            seed: Seed of the recommender's training; None leaves the default.
+            chosen: What tuning chose, or tries.
+
+        Raises:
+            SettingsError: A setting is unknown or out of range.
+        """
+        values = self.settings | self.dataset_settings.get(dataset, {})
+        values |= self.backbone_settings.get(backbone or "", {}) | self.arms[arm].settings | dict(chosen or {})
+        values["variants"] = [str(self.arms[arm].variant)]
+        if backbone is not None:
+            values["recommender.encoder.backbone"] = backbone
+        if seed is not None:
+            values["recommender.training.seed"] = seed
+        assignments = [f"{name}={json.dumps(value)}" for name, value in values.items()]
+        return pipeline_settings(dataset=dataset, profile=self.profile, assignments=assignments)
+
+    def narrowed(
+        self,
+        *,
+        datasets: Sequence[str] | None = None,
+        backbones: Sequence[str] | None = None,
+        arms: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> "ExperimentSettings":
+        """The same experiment with other datasets, backbones or seeds, or with some of its arms.
+
+        Tuning stays with the seed that it has, so that the choice does not depend on which part is run.
+
+        Raises:
+            SettingsError: A name is unknown, or given twice.
+        """
+        changed: dict[str, Any] = {"tuning_seed": self.trial_seed}
+        given = {"datasets": datasets, "backbones": backbones, "seeds": seeds}
+        changed |= {name: list(values) for name, values in given.items() if values is not None}
+        for arm in arms or ():
+            if arm not in self.arms:
+                raise SettingsError(f"{self.name}: {_unknown('arm', arm, self.arms)}.", remedy="Choose one of them.")
+        values = self.model_dump(mode="json") | changed
+        if arms is not None:
+            values["arms"] = {name: arm for name, arm in values["arms"].items() if name in arms}
+            values["roles"] = {role: arm for role, arm in values["roles"].items() if arm in arms}
+        return experiment_settings(values, place=self.name)
+
+
+def experiment_settings(values: Mapping[str, Any], *, place: str) -> ExperimentSettings:
+    """Check nested values and make an experiment of them.
+
+    Args:
+        values: What a file or a form holds.
+        place: Where they come from, for messages.
+
+    Raises:
+        SettingsError: Names every wrong key and value.
+    """
+    try:
+        return ExperimentSettings.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(entry) for entry in error.errors()]
+        raise SettingsError(f"{place}: {'; '.join(problems)}.", remedy=_REMEDY) from error
+
+
+def read_experiment(path: Path) -> ExperimentSettings:
+    """Read an experiment from a TOML file; its name is that of the file where the file does not give one.
+
+    Raises:
+        SettingsError: The file cannot be read, or a key or value is wrong.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"The experiment {path} cannot be read: {error.strerror}.", remedy="Check it.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error
+    return experiment_settings({"name": path.stem} | values, place=str(path))
+
+
+def assigned(text: str) -> tuple[str, Value]:
+    """A setting's dotted name and value from ``"clusters.n_clusters=20"``; a value is read as JSON, else as text.
+
+    Raises:
+        SettingsError: It is not an assignment.
+    """
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip():
+        raise SettingsError(
+            f"{text!r} is not an assignment.", remedy="Write section.key=value, e.g. clusters.n_clusters=20."
+        )
+    try:
+        return name.strip(), json.loads(raw)
+    except json.JSONDecodeError:
+        return name.strip(), raw
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"there is no {kind} {name!r} ({hint}known: {', '.join(names)})"
+
+
+def _explain(entry: Any) -> str:
+    location = ".".join(str(part) for part in entry["loc"] if part != "[key]")
+    if entry["type"] == "extra_forbidden":
+        known = Arm.model_fields if entry["loc"][0] == "arms" else ExperimentSettings.model_fields
+        known = Roles.model_fields if entry["loc"][0] == "roles" else known
+        return _unknown("setting", str(entry["loc"][-1]), known) + (f" in {location}" if len(entry["loc"]) > 1 else "")
+    message = entry["msg"].removeprefix("Value error, ")
+    shown = "" if entry["type"] in ("missing", "value_error") else f" = {entry['input']!r:.60}"
+    return f"{location}{shown}: {message[0].lower()}{message[1:]}" if location else message
