@@ -1,0 +1,1 @@
+"""What the results of an experiment say: metrics per user, tests, gains, groups, and the paper's own figures."""

@@ -1,0 +1,100 @@
+"""Users in groups: by how active they are, and by how frequent the item is that they should be recommended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2rec_core.analysis.comparison import Scores
+from p2rec_core.analysis.significance import PRIMARY_METRIC, mean_interval, relative_gain
+
+N_ACTIVITY_GROUPS = 5
+N_WARM_GROUPS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Some of the users.
+
+    Attributes:
+        name: What they have in common, for a table or an axis.
+        low: Least value of the property that the groups are made by.
+        high: Greatest value.
+        rows: int64 (m,) positions among the users that were grouped.
+    """
+
+    name: str
+    low: int
+    high: int
+    rows: NDArray[np.int64]
+
+
+def activity_groups(
+    users: NDArray[np.int32], n_train: NDArray[np.int32], n_groups: int = N_ACTIVITY_GROUPS
+) -> list[Group]:
+    """Groups of equal size by training length, ascending (paper, Fig. 6); sizes differ by one at most.
+
+    Args:
+        users: int32 (n,) user_idx; breaks ties of length.
+        n_train: int32 (n,) training interactions of each of them.
+        n_groups: Number of groups; fewer where there are fewer users.
+    """
+    order = np.lexsort((users, n_train))
+    return [_group(rows, n_train) for rows in np.array_split(order, n_groups) if len(rows)]
+
+
+def frequency_groups(target_n_train: NDArray[np.int32], n_warm: int = N_WARM_GROUPS) -> list[Group]:
+    """Groups by the training interactions of the target item: cold (none), then about equal parts, rare to frequent.
+
+    Users with equally frequent targets are never parted, so that sizes differ; empty groups are left out.
+
+    Args:
+        target_n_train: int32 (n,) training interactions of each user's target; negative = unknown, in no group.
+        n_warm: Number of groups among those with a target that has training interactions.
+    """
+    cold, warm = np.flatnonzero(target_n_train == 0), np.flatnonzero(target_n_train > 0)
+    groups = [Group("cold", 0, 0, cold)] if len(cold) else []
+    if len(warm):
+        limits = np.unique(np.quantile(target_n_train[warm], np.arange(1, n_warm + 1) / n_warm, method="inverted_cdf"))
+        part = np.searchsorted(limits, target_n_train[warm])
+        groups.extend(_group(warm[part == i], target_n_train) for i in range(len(limits)))
+    return groups
+
+
+def group_rows(
+    scores: Scores, dataset: str, groups: Sequence[Group], *, seen: str = "keep", metric: str = PRIMARY_METRIC
+) -> list[dict[str, object]]:
+    """One row per backbone, arm and group: the metric with its interval, and the gain over Base with its interval.
+
+    Args:
+        scores: The experiment's metrics.
+        dataset: The dataset that the groups' rows belong to.
+        groups: Users in groups.
+        seen: The seen policy.
+        metric: The metric.
+    """
+    rows: list[dict[str, object]] = []
+    for method in scores.results.backbones(dataset):
+        base = scores.of(dataset, method, scores.results.roles.base, seen)
+        for arm in scores.results.arms_of(dataset, method):
+            own = scores.of(dataset, method, arm, seen)
+            if own is None:
+                continue
+            for number, group in enumerate(groups, start=1):
+                values = own.per_user[metric][group.rows]
+                mean = mean_interval(values)
+                row: dict[str, object] = {"dataset": dataset, "method": method, "arm": arm, "seen": seen}
+                row |= {"metric": metric, "group": number, "name": group.name, "least": group.low, "most": group.high}
+                row |= {"n_users": len(values), "mean": mean.value, "low": mean.low, "high": mean.high}
+                if base is not None:
+                    gain = relative_gain(values, base.per_user[metric][group.rows])
+                    row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+                    row |= {"reason": gain.reason if base is not own else ""}
+                rows.append(row)
+    return rows
+
+
+def _group(rows: NDArray[np.int64], values: NDArray[np.int32]) -> Group:
+    low, high = int(values[rows].min()), int(values[rows].max())
+    return Group(str(low) if low == high else f"{low}–{high}", low, high, rows)
