@@ -9,6 +9,7 @@ from typing import Any
 
 from prefect import serve
 
+from flows.experiment import experiment
 from flows.pipeline import pipeline, rerun_stage
 
 SCHEDULE_VARIABLE = "P2REC_NIGHTLY_CRON"
@@ -19,7 +20,7 @@ DATASET_VARIABLE = "P2REC_NIGHTLY_DATASET"
 
 
 def deployments() -> list[Any]:
-    """The pipeline, with a nightly schedule where one is set, and the rerun of one stage.
+    """The pipeline, with a nightly schedule where one is set, the rerun of one stage, and experiments.
 
     At most one run of each is active: a second one waits.
     """
@@ -40,6 +41,13 @@ def deployments() -> list[Any]:
             concurrency_limit=1,
             tags=["p2rec"],
             description="One stage ad hoc, with or without what depends on it.",
+        ),
+        experiment.to_deployment(
+            "experiment",
+            parameters={"name": "sample"},
+            concurrency_limit=1,
+            tags=["p2rec"],
+            description="Every cell of a matrix of datasets, backbones, arms and seeds that is not in the store.",
         ),
     ]
 

@@ -12,6 +12,9 @@ from p2rec_core.settings.pipeline import PipelineSettings
 from p2rec_core.settings.sequence_model import KnowledgeSource, Variant
 from storage.artefacts import ArtefactRef
 from tasks.clusters import clusters_call
+from tasks.cost import cost_call
+from tasks.e4srec import e4srec_call
+from tasks.e4srec_evaluation import e4srec_evaluation_call
 from tasks.evaluation import evaluation_call, no_learning_call
 from tasks.finetune import finetune_call
 from tasks.ingest import ingest_call
@@ -68,6 +71,8 @@ KNOWLEDGE_SLOTS: dict[KnowledgeSource, tuple[str, ...]] = {
     KnowledgeSource.RANDOM: (),
 }
 """The slot that +P2Rec's knowledge comes from."""
+
+E4SREC_EVALUATION = "e4srec.evaluation"
 
 VARIANT_TITLES = {Variant.BASE: "Base", Variant.CI: "+CI", Variant.P2REC: "+P2Rec"}
 
@@ -149,6 +154,52 @@ def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | N
         )
     )
     return _needed(slots)
+
+
+def e4srec_slots(settings: PipelineSettings) -> list[Slot]:
+    """The instance-level baseline: its training and its evaluation; they need a pipeline's ingest and backbone."""
+    lm, e4srec = settings.language_model, settings.e4srec
+    return [
+        Slot(
+            "e4srec",
+            "train E4SRec",
+            ("ingest", "backbone"),
+            lambda refs: e4srec_call(lm, e4srec, ingest=refs["ingest"], backbone=refs["backbone"]),
+        ),
+        Slot(
+            E4SREC_EVALUATION,
+            "evaluate E4SRec",
+            ("ingest", "backbone", "e4srec"),
+            lambda refs: e4srec_evaluation_call(
+                settings.evaluation,
+                lm,
+                e4srec,
+                ingest=refs["ingest"],
+                backbone=refs["backbone"],
+                model=refs["e4srec"],
+            ),
+        ),
+    ]
+
+
+def cost_slots(settings: PipelineSettings) -> list[Slot]:
+    """The measurement of what the language model costs P2Rec and E4SRec, in one run."""
+    return [
+        Slot(
+            "cost",
+            "measure the language model's cost",
+            ("ingest", "backbone", "preferences"),
+            lambda refs: cost_call(
+                settings.language_model,
+                settings.finetune,
+                settings.e4srec,
+                settings.cost,
+                ingest=refs["ingest"],
+                backbone=refs["backbone"],
+                preferences=refs["preferences"],
+            ),
+        )
+    ]
 
 
 def _knowledge_slot(settings: PipelineSettings, beside: tuple[str, ...], *, tuned: bool) -> Slot:

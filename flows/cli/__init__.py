@@ -28,6 +28,14 @@ app.command("flows.cli.show:show", name="show", help="Show a snapshot: artefacts
 app.command("flows.cli.show:query", name="query", help="Ask a snapshot with SQL.")
 app.command("flows.cli.show:settings", name="settings", help="List every setting.")
 
+app.command("flows.cli.experiment:report", name="report", help="Make the report of an experiment.")
+
+experiment = App(name="experiment", help="Experiments: datasets x backbones x arms x seeds as cached cells.")
+experiment.command("flows.cli.experiment:run", name="run", help="Compute what is missing of an experiment.")
+experiment.command("flows.cli.experiment:show", name="show", help="Show which cells are there.")
+experiment.command("flows.cli.experiment:list_experiments", name="list", help="List experiments.")
+app.command(experiment)
+
 data = App(name="data", help="Datasets: list, fetch, describe, import.")
 data.command("flows.cli.data:list_datasets", name="list", help="List known and imported datasets.")
 data.command("flows.cli.data:fetch", name="fetch", help="Find or download a known dataset and verify it.")

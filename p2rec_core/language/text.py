@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from p2rec_core.fusion import pca_whitened, standardised
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.progress import Progress, silent
 
@@ -70,25 +71,23 @@ def item_features(
         text: Text embeddings, float32 (N, E), zero rows where an item has no text; None if there are none.
 
     Returns:
-        float32 (N, d) or (N, d + E), each part standardised over the items that have it, zero for the others; and
-        whether an item has any of the two, bool (N,).
+        float32 (N, d) without texts. With texts (N, 2d): the embedding, standardised, and the d leading principal
+        components of the text (fewer where its rank is smaller), whitened; each over the items that have it, zero for
+        the others. And whether an item has any of the two, bool (N,).
     """
     if text is None:
         return item_embeddings, trained
     described = (text != 0).any(axis=1)
-    parts = [_standardised(item_embeddings, trained), _standardised(text, described)]
-    return np.concatenate(parts, axis=1).astype(np.float32), trained | described
-
-
-def _standardised(values: NDArray[np.float32], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Zero mean and unit variance over ``rows``; all other rows and constant dimensions are zero."""
-    scaled = np.zeros(values.shape, np.float64)
-    if rows.any():
-        chosen = values[rows].astype(np.float64)
-        deviation = chosen.std(axis=0)
-        varies = deviation > 1e-7 * np.abs(chosen).max(axis=0)
-        scaled[rows] = np.where(varies, (chosen - chosen.mean(axis=0)) / np.where(varies, deviation, 1.0), 0.0)
-    return scaled
+    if not described.any():
+        return item_embeddings, trained
+    # as many dimensions as the embedding has, so that neither drowns the other
+    rank = int(np.linalg.matrix_rank(text[described] - text[described].mean(axis=0), rtol=1e-4))
+    components = pca_whitened(text[described], min(item_embeddings.shape[1], rank))
+    words = np.zeros((len(text), components.shape[1]), np.float32)
+    words[described] = components
+    known = np.zeros(item_embeddings.shape, np.float32)
+    known[trained] = standardised(item_embeddings[trained])
+    return np.concatenate([known, words], axis=1), trained | described
 
 
 __all__ = ["embed_texts", "item_features"]

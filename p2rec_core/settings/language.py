@@ -61,16 +61,16 @@ class FinetuneSettings(Settings):
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     lora_targets: tuple[str, ...] | None = None
     """Names of the linear layers that LoRA adapts; null adapts the attention's query and value projections."""
-    learning_rate: float = Field(1e-3, gt=0, le=1)
+    learning_rate: float = Field(2e-3, gt=0, le=1)
     """Peak step size of LoRA matrices, projector and head."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of all steps over which the learning rate rises; it then falls as a cosine."""
     max_grad_norm: float = Field(1.0, gt=0)
-    batch_users: int = Field(128, ge=1)
+    batch_users: int = Field(64, ge=1)
     """Users in one optimiser step."""
     micro_batch_tokens: int = Field(8192, ge=64)
     """Tokens that go through the model at once; changes memory and speed, not the objective."""
-    epochs: int = Field(2, ge=1)
+    epochs: int = Field(3, ge=1)
     max_length: int = Field(50, ge=1)
     """Most recent training items of a user that the language model reads."""
     holdout_fraction: float = Field(0.02, ge=0, lt=0.5)

@@ -141,6 +141,12 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "fusion": {"n_components": 32},
     },
 }
+_TRAINING_PRESETS: dict[str, dict[str, Any]] = {
+    "gru4rec": {"learning_rate": 8e-3},
+    "caser": {"learning_rate": 4e-3},
+}
+"""Of a backbone: the training that suits it better than the general defaults, by validation (docs/log.md)."""
+
 _ENCODER_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {
         "sasrec": {"hidden_size": 48, "inner_size": 192, "dropout": 0.3, "max_length": 50},
@@ -183,11 +189,13 @@ def pipeline_settings(
     for assignment in assignments:
         _merge(given, _assignment(assignment))
     merged: dict[str, Any] = {}
+    chosen = {section: _chosen_backbone(given, section) for section in ("backbone", "recommender")}
+    for section, backbone in chosen.items():
+        _merge(merged, {section: {"training": _TRAINING_PRESETS.get(backbone, {})}})
     _merge(merged, _PROFILES[profile])
     _merge(merged, _PRESETS.get(dataset, {}))
-    for section in ("backbone", "recommender"):
-        preset = _ENCODER_PRESETS.get(dataset, {}).get(_chosen_backbone(given, section), {})
-        _merge(merged, {section: {"encoder": preset}})
+    for section, backbone in chosen.items():
+        _merge(merged, {section: {"encoder": _ENCODER_PRESETS.get(dataset, {}).get(backbone, {})}})
     _merge(merged, _RECIPES[recipe])
     _merge(merged, given)
     return validated(merged)

@@ -77,6 +77,7 @@ TRAINING = {
     "learning_rate": 1e-2,
     "weight_decay": 0.01,
     "batch_positions": 64,
+    "n_negatives": None,
     "max_epochs": 3,
     "patience": 2,
     "warmup_steps": 3,

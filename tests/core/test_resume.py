@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from p2rec_core.errors import ModelError
 from p2rec_core.training.checkpoint import Checkpoint, Checkpointer
-from p2rec_core.training.recommender import TrainedRecommender
+from p2rec_core.training.recommender import Knowledge, TrainedRecommender
 
 NEWEST, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 EPOCHS = 3
@@ -31,7 +31,7 @@ def job(cycles, train) -> Callable[..., TrainedRecommender]:
     knowledge = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
 
     def run(**changes: Any) -> TrainedRecommender:
-        return train(sequences, targets, 12, knowledge=knowledge, max_epochs=EPOCHS, **changes)
+        return train(sequences, targets, 12, knowledge=Knowledge(knowledge, "gate", std=0.02), max_epochs=EPOCHS, **changes)
 
     return run
 

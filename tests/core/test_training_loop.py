@@ -12,7 +12,7 @@ from p2rec_core.errors import DataError, ModelError, SettingsError
 from p2rec_core.ranking import rank_metrics
 from p2rec_core.recommender import rank_targets
 from p2rec_core.training.loop import FitSettings, fit
-from p2rec_core.training.recommender import EncoderShape, load_recommender
+from p2rec_core.training.recommender import EncoderShape, Knowledge, load_recommender
 from storage.sample import generate_sample
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def test_every_variant_learns(cycles, train, tiny_shape, variant):
     rng = np.random.default_rng(0)
     extra = {
         "ci": {"clusters": (np.arange(20) % 4).astype(np.int32), "n_clusters": 4},
-        "p2rec": {"knowledge": rng.normal(size=(20, 12)).astype(np.float32)},
+        "p2rec": {"knowledge": Knowledge(rng.normal(size=(20, 12)).astype(np.float32), "gate", std=0.02)},
     }[variant]
     trained = train(sequences, None, 20, **QUICK | {"max_epochs": 14} | extra)
     assert hit_rate(trained, sequences, targets, tiny_shape) > 0.95

@@ -104,7 +104,7 @@ def test_the_end_of_a_run_says_what_there_is(filled: Path, sets: list[str]) -> N
         "id + 1",
         "NDCG@10",
         "mask",
-        "13 of 13 stages cached",
+        "14 of 14 stages cached",
         str(filled),
         "p2rec query -d sample",
     ):
@@ -116,7 +116,7 @@ def test_a_dry_run_says_what_would_be_computed_and_why(filled: Path, sets: list[
     assert call.returncode == 0, call.stderr
     assert "changed: n_clusters 12 → 9" in call.stdout
     assert "waits for clusters" in call.stdout
-    assert "5 of 13 slots are cached" in call.stdout
+    assert "6 of 14 slots are cached" in call.stdout
 
 
 def test_a_dry_run_finds_an_artefact_that_lacks_a_file(filled: Path, sets: list[str]) -> None:

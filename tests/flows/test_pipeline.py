@@ -23,6 +23,7 @@ First = tuple[Path, RunReport]
 
 EVERY_SLOT = [
     "ingest",
+    "text",
     "backbone",
     "clusters",
     "preferences",
@@ -160,7 +161,7 @@ def test_states_and_artifacts_tell_what_happened(filled: Path, small_settings: P
     assert summary is not None
     text = str(summary.data)
     assert "# P2Rec on sample (synthetic)" in text
-    assert "13 of 13 stages cached" in text
+    assert "14 of 14 stages cached" in text
     assert "sasrec +P2Rec" in text
     assert "random-llama-tiny (random-init)" in text
     assert Artifact.get("metrics") is not None
@@ -171,8 +172,8 @@ def test_deployments_have_typed_forms_and_the_schedule_that_was_set(
     prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SCHEDULE_VARIABLE, "0 3 * * *")
-    nightly, stage = deployments()
-    assert (nightly.name, stage.name) == ("pipeline", "stage")
+    nightly, stage, matrix = deployments()
+    assert (nightly.name, stage.name, matrix.name) == ("pipeline", "stage", "experiment")
     assert nightly.schedules[0].schedule.cron == "0 3 * * *"
     assert nightly.concurrency_limit == stage.concurrency_limit == 1
     definitions = nightly._parameter_openapi_schema.model_dump()["definitions"]

@@ -48,18 +48,31 @@ def test_features_without_texts_are_the_embeddings():
 
 def test_features_are_standardised_over_those_who_have_them():
     rng = np.random.default_rng(0)
-    embeddings = (100 + 5 * rng.normal(size=(6, 3))).astype(np.float32)
+    embeddings = (100 + 5 * rng.normal(size=(20, 3))).astype(np.float32)
     embeddings[:, 1] = 7.0  # a dead dimension
-    text = rng.normal(size=(6, 4)).astype(np.float32)
-    text[[0, 5]] = 0
-    trained = np.array([True, True, True, True, False, False])
+    text = rng.normal(size=(20, 8)).astype(np.float32)
+    text[[0, 19]] = 0
+    trained = np.arange(20) < 15
     features, present = item_features(embeddings, trained, text)
-    assert features.shape == (6, 7)
+    assert features.shape == (20, 6)
     assert features.dtype == np.float32
-    np.testing.assert_array_equal(present, [True, True, True, True, True, False])
+    np.testing.assert_array_equal(present, np.arange(20) < 19)
     np.testing.assert_allclose(features[trained][:, [0, 2]].mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(features[trained][:, [0, 2]].std(0), 1, atol=1e-4)
-    assert not features[:, 1].any()
+    assert np.abs(features[:, 1]).max() < 1e-6
     assert not features[~trained, :3].any()
-    np.testing.assert_allclose(features[1:5, 3:].std(0), 1, atol=1e-4)
-    assert not features[[0, 5], 3:].any()
+    np.testing.assert_allclose(np.cov(features[1:19, 3:], rowvar=False), np.eye(3), atol=1e-4)
+    assert not features[[0, 19], 3:].any()
+
+
+def test_texts_of_few_directions_give_few_features():
+    text = np.outer(np.arange(1, 9), np.ones(6)).astype(np.float32)
+    features, _ = item_features(np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32), np.ones(8, bool), text)
+    assert features.shape == (8, 5)
+
+
+def test_a_catalogue_without_a_single_text():
+    embeddings, trained = np.ones((3, 2), np.float32), np.array([True, False, True])
+    features, present = item_features(embeddings, trained, np.zeros((3, 4), np.float32))
+    assert features is embeddings
+    assert present is trained

@@ -1,0 +1,245 @@
+"""``p2rec experiment`` and ``p2rec report``."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from flows.cli.matrix_terminal import MatrixView, print_cells, print_outcome
+from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption
+from flows.cli.run import DryRunOption, _quiet_prefect, _server_configured
+from flows.definitions import built_in, find_definition
+from flows.matrix import CellsFailed, prepared_run, report_of
+from p2rec_core.errors import SettingsError, StoreError
+from p2rec_core.settings.experiment import ExperimentSettings, assigned, experiment_settings
+from storage.artefacts import Store
+from tasks.experiments import Recorder, read_record, recorded
+from tasks.matrix_run import MatrixRun
+
+ExperimentName = Annotated[str, Parameter(help="A built-in experiment, or a TOML file; `p2rec experiment list`.")]
+ListOption = str | None
+DatasetsOption = Annotated[ListOption, Parameter(name="--datasets", help="Instead of its own, e.g. beauty,yelp.")]
+BackbonesOption = Annotated[ListOption, Parameter(name="--backbones", help="Instead of its own, e.g. sasrec,caser.")]
+ArmsOption = Annotated[ListOption, Parameter(name="--arms", help="Some of its own, e.g. base,p2rec.")]
+SeedsOption = Annotated[ListOption, Parameter(name="--seeds", help="Instead of its own, e.g. 1,2,3.")]
+ParallelOption = Annotated[
+    int | None, Parameter(name="--parallel", help="Computations at a time; default one for every two cores.")
+]
+AsOption = Annotated[str | None, Parameter(name="--as", help="Another name to keep the results under.")]
+
+
+def run(
+    name: ExperimentName,
+    /,
+    *,
+    datasets: DatasetsOption = None,
+    backbones: BackbonesOption = None,
+    arms: ArmsOption = None,
+    seeds: SeedsOption = None,
+    assignments: SetOption = None,
+    keep_as: AsOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    parallel: ParallelOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute every cell of an experiment that is not in the store; interrupted, the same command goes on.
+
+    Examples:
+        p2rec experiment run sample
+        p2rec experiment run table2 --datasets beauty --seeds 1
+        p2rec experiment run table2 --seeds 1,2,3,4,5             two more seeds; the others are reused
+        p2rec experiment run my.toml --parallel 4 --dry-run
+    """
+    begun = time.monotonic()
+    whole = _definition(name, assignments, keep_as)
+    parts = _parts(datasets, backbones, arms, seeds)
+    part = whole.narrowed(**parts)
+    opened = Store.open(store)
+    found = _look(part, opened, parallel)
+    if dry_run:
+        _show(found, as_json)
+        return
+    words = _words(name, assignments, keep_as)
+    if not found.prepared and not found.failures and not _server_configured():
+        report = report_of(found, Recorder(found, whole, words).write(), time.monotonic() - begun)
+    else:
+        report = _in_prefect(whole, words, parts, store, parallel, as_json, opened)
+    _tell(report, opened, as_json)
+
+
+def show(
+    name: ExperimentName,
+    /,
+    *,
+    datasets: DatasetsOption = None,
+    backbones: BackbonesOption = None,
+    arms: ArmsOption = None,
+    seeds: SeedsOption = None,
+    assignments: SetOption = None,
+    store: StoreOption = DEFAULT_STORE,
+    parallel: ParallelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which cells of an experiment are there, and how long the others would take.
+
+    Example:
+        p2rec experiment show table2 --datasets beauty
+    """
+    opened = Store.open(store)
+    part = _definition(name, assignments, None).narrowed(**_parts(datasets, backbones, arms, seeds))
+    _show(_look(part, opened, parallel), as_json)
+
+
+def list_experiments(*, store: StoreOption = DEFAULT_STORE) -> None:
+    """List the built-in experiments and those that have results in the store."""
+    table = Table("experiment", "cells", "what it is for")
+    for name, known in built_in().items():
+        n_cells = len(known.datasets) * len(known.backbones) * len(known.arms) * len(known.seeds)
+        table.add_row(name, str(n_cells), known.title)
+    Console().print(table, markup=False)
+    if (store / "store.json").exists():
+        opened = Store.open(store, create=False)
+        for name in recorded(opened):
+            record = read_record(opened, name)
+            n_done = len(record.cells) - len(record.missing())
+            Console().print(
+                f"{name}: results of {n_done} of {len(record.cells)} cells in {opened.root}; p2rec report {name}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
+            )
+
+
+def report(
+    name: Annotated[str | None, Parameter(help="An experiment that was run; may be left out if there is one.")] = None,
+    /,
+    *,
+    store: StoreOption = DEFAULT_STORE,
+    out: Annotated[Path | None, Parameter(name="--out", help="Directory to write to; default report-NAME.")] = None,
+) -> None:
+    """Make the report of an experiment: tables, significance tests and figures, of what there is.
+
+    Examples:
+        p2rec report table2 --out results/table2
+    """
+    opened = Store.open(store, create=False)
+    chosen = name or _only_one(opened)
+    from tasks.results import load_results
+
+    results = load_results(opened, chosen)
+    from tasks.report import write_report
+
+    directory = out or Path(f"report-{chosen}")
+    write_report(results, directory)
+    console = Console()
+    console.print(f"The report of {chosen} is in {directory}.", highlight=False, soft_wrap=True)
+    if results.missing:
+        n = len(results.missing)
+        console.print(
+            f"{n} of its cells {'is' if n == 1 else 'are'} missing; to compute what is missing:\n  {results.command}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def _definition(name: str, assignments: Sequence[str] | None, keep_as: str | None) -> ExperimentSettings:
+    """The experiment with what the command line sets for all its cells."""
+    definition = find_definition(name)
+    settings = definition.settings | dict(map(assigned, assignments or ()))
+    changed = {"settings": settings} | ({"name": keep_as} if keep_as is not None else {})
+    return experiment_settings(definition.model_dump(mode="json") | changed, place=name)
+
+
+def _words(name: str, assignments: Sequence[str] | None, keep_as: str | None) -> str:
+    """The same as words of a command line."""
+    words = [name, *(part for assignment in assignments or () for part in ("--set", assignment))]
+    return shlex.join([*words, *(["--as", keep_as] if keep_as is not None else [])])
+
+
+def _parts(
+    datasets: ListOption, backbones: ListOption, arms: ListOption, seeds: ListOption
+) -> dict[str, list[Any] | None]:
+    def parted(text: ListOption) -> list[str] | None:
+        return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+    numbers = parted(seeds)
+    for number in numbers or ():
+        if not number.isdecimal():
+            raise SettingsError(f"--seeds: {number!r} is not a seed.", remedy="Write numbers, e.g. --seeds 1,2,3.")
+    return {
+        "datasets": parted(datasets),
+        "backbones": parted(backbones),
+        "arms": parted(arms),
+        "seeds": None if numbers is None else [int(number) for number in numbers],
+    }
+
+
+def _look(part: ExperimentSettings, store: Store, parallel: int | None) -> MatrixRun:
+    if parallel is not None and parallel < 1:
+        raise SettingsError(f"--parallel is {parallel}.", remedy="Give 1 or more.")
+    found = prepared_run(part, store, parallel)
+    for _ in found.advance():
+        pass
+    return found
+
+
+def _show(found: MatrixRun, as_json: bool) -> None:
+    if not as_json:
+        print_cells(found)
+        return
+    left = found.left()
+    cells = []
+    for cell in found.matrix.all_cells():
+        state, reason = found.state(cell)
+        names = {"dataset": cell.dataset, "backbone": cell.method, "arm": cell.arm, "seed": cell.seed}
+        cells.append(names | {"state": str(state), "reason": reason})
+    nodes = {name: name in found.results for name in found.matrix.nodes}
+    values = {"cells": cells, "nodes": nodes, "seconds_left": left.seconds, "n_unknown": left.n_unknown}
+    sys.stdout.write(json.dumps(values) + "\n")
+
+
+def _in_prefect(
+    whole: ExperimentSettings,
+    words: str,
+    parts: dict[str, list[Any] | None],
+    store: Path,
+    parallel: int | None,
+    as_json: bool,
+    opened: Store,
+) -> dict[str, Any]:
+    _quiet_prefect()
+    from flows.experiment import experiment, watching
+
+    with MatrixView(enabled=not as_json) as view, watching(view):
+        try:
+            values: dict[str, Any] = experiment(name=words, settings=whole, store=store, parallel=parallel, **parts)
+        except CellsFailed as error:
+            _tell(error.report, opened, as_json)
+            raise
+    return values
+
+
+def _tell(values: dict[str, Any], store: Store, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+    else:
+        print_outcome(values, store.root)
+
+
+def _only_one(store: Store) -> str:
+    names = recorded(store)
+    if len(names) != 1:
+        raise StoreError(
+            f"There are results of {len(names)} experiments in {store.root}: {', '.join(names) or 'none'}.",
+            remedy="Name one: `p2rec report NAME`." if names else "Run one: `p2rec experiment run sample`.",
+        )
+    return names[0]

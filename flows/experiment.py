@@ -1,0 +1,160 @@
+"""The experiment flow: every cell of a matrix as cached stages, in child processes, as many at a time as fit."""
+
+import base64
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from pydantic import PositiveInt
+
+from flows.definitions import find_definition
+from flows.matrix import failed, prepared_run, report_markdown, report_of, result_rows, threads_each
+from p2rec_core.errors import P2RecError
+from p2rec_core.settings.experiment import ExperimentSettings
+from storage.artefacts import Store
+from tasks.experiments import Recorder
+from tasks.matrix_run import MatrixRun, drive
+from tasks.matrix_task import show_cached, start_in_worker
+from tasks.report import report_figures
+from tasks.report import report_markdown as comparison_markdown
+from tasks.results import load_results
+from tasks.worker import WorkerPool
+
+_SHOWN_EVERY_S = 10.0
+"""Seconds between two updates of the flow's progress artifact."""
+
+Watcher = Callable[[MatrixRun], None]
+_watchers: list[Watcher] = []
+
+
+@contextlib.contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Show ``watcher`` the state of every experiment in this process, every second, while the context lasts."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+@flow(name="experiment", flow_run_name="{name}", persist_result=False)
+def experiment(
+    name: str = "sample",
+    settings: ExperimentSettings | None = None,
+    datasets: list[str] | None = None,
+    backbones: list[str] | None = None,
+    arms: list[str] | None = None,
+    seeds: list[int] | None = None,
+    store: Path = Path(".p2rec"),
+    parallel: PositiveInt | None = None,
+) -> dict[str, Any]:
+    """Compute every cell of an experiment that is not in the store; interrupted, it goes on where it was.
+
+    Args:
+        name: A built-in experiment, the path of a TOML file, or, with ``settings``, how to refer to these.
+        settings: The experiment itself, instead of looking it up by name.
+        datasets: Instead of the experiment's own.
+        backbones: Instead of the experiment's own.
+        arms: Some of the experiment's own.
+        seeds: Instead of the experiment's own.
+        store: Directory of the artefact store.
+        parallel: Computations at a time, each in a process of its own; empty takes one for every two cores.
+
+    Returns:
+        See ``flows.matrix.report_of``.
+
+    Raises:
+        CellsFailed: Some cells could not be computed; all others are in the store.
+        P2RecError: The experiment is wrong as a whole.
+    """
+    begun = time.monotonic()
+    whole = settings or find_definition(name)
+    part = whole.narrowed(datasets=datasets, backbones=backbones, arms=arms, seeds=seeds)
+    opened = Store.open(store)
+    run = prepared_run(part, opened, parallel)
+    recorder, shown = Recorder(run, whole, name), _ProgressArtifact(part.name)
+
+    def looked(run: MatrixRun, changed: bool) -> None:
+        if changed:
+            recorder.write()
+        shown(run)
+        for watcher in _watchers:
+            watcher(run)
+
+    with WorkerPool(opened.root, threads_each(part, run.parallel)) as pool:
+        drive(
+            run,
+            cached=show_cached,
+            start=lambda job, running, finished: start_in_worker(job, running, finished, pool),
+            looked=looked,
+        )
+    shown.finish()
+    report = report_of(run, recorder.write(), time.monotonic() - begun)
+    _leave_artifacts(report, opened)
+    if run.failures:
+        raise failed(run, report)
+    return report
+
+
+def _leave_artifacts(report: dict[str, Any], store: Store) -> None:
+    """Summary, metrics of every cell, and, as far as there is enough for it, the report with its figures."""
+    name = report["experiment"]
+    create_markdown_artifact(report_markdown(report), key="experiment", description=f"{name}: summary")
+    create_table_artifact(result_rows(report), key="experiment-results", description=f"{name}: metrics of every cell")
+    try:
+        results = load_results(store, name)
+        text, figures = comparison_markdown(results), report_figures(results)
+    except P2RecError as error:
+        get_run_logger().info("no report yet: %s", error)
+        return
+    create_markdown_artifact(text, key="experiment-report", description=f"{name}: comparisons")
+    for figure_name, figure in figures.items():
+        create_image_artifact(
+            "data:image/png;base64," + base64.b64encode(figure.png).decode(),
+            key=f"figure-{figure_name}".replace("_", "-"),
+            description=f"{name}: {figure.title}. {figure.caption}",
+        )
+
+
+class _ProgressArtifact:
+    """How far an experiment is, and how long the rest takes, as a progress artifact of the flow run."""
+
+    def __init__(self, experiment: str) -> None:
+        self._experiment = experiment
+        self._artifact: UUID | None = None
+        self._shown_at = -_SHOWN_EVERY_S
+
+    def __call__(self, run: MatrixRun) -> None:
+        """Update it now and then."""
+        now = time.monotonic()
+        if now - self._shown_at < _SHOWN_EVERY_S:
+            return
+        self._shown_at = now
+        done = len(run.results) + len(run.failures)
+        self._update(100.0 * done / run.n_nodes, f"{done} of {run.n_nodes} computations, {run.left()}")
+
+    def finish(self) -> None:
+        """Set it to 100 %."""
+        self._update(100.0, "done")
+
+    def _update(self, percent: float, message: str) -> None:
+        text = f"{self._experiment}: {message}"
+        try:
+            if self._artifact is None:
+                created = create_progress_artifact(progress=percent, description=text)
+                self._artifact = created if isinstance(created, UUID) else None
+            else:
+                update_progress_artifact(artifact_id=self._artifact, progress=percent, description=text)
+        except Exception as error:  # a server that is away for a while is no reason to stop computing
+            get_run_logger().warning("progress could not be shown: %s", error)

@@ -1,0 +1,197 @@
+"""From an experiment's artefacts to the arrays that the analysis and the report read."""
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from p2rec_core.analysis.results import Cell, CellResult, DatasetFacts, ExperimentResults, Roles
+from p2rec_core.errors import ArtefactMissing
+from p2rec_core.settings.sequence_model import Variant
+from storage.artefacts import Artefact, ArtefactRef, Store
+from tasks.dag import E4SREC_EVALUATION
+from tasks.e4srec_evaluation import METHOD, VARIANT
+from tasks.experiments import CellRecord, ExperimentRecord, command_for, read_record
+from tasks.matrix import NO_LEARNING
+from tasks.matrix_run import CellState
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def load_results(store: Store, name: str) -> ExperimentResults:
+    """Everything that is there of an experiment; what is not there is named in ``missing``.
+
+    Args:
+        store: Where the experiment was run.
+        name: Its name.
+
+    Raises:
+        StoreError: It was never run in this store.
+        ArtefactDamaged: An artefact is not what its manifest says.
+        ResultsInvalid: Its cells contradict each other.
+    """
+    record = read_record(store, name)
+    results: list[CellResult] = []
+    missing = record.missing()
+    for cell, entry in record.cells.items():
+        if entry.state is CellState.DONE:
+            try:
+                results.append(_cell_result(store, entry))
+            except ArtefactMissing:  # deleted since
+                missing.append(cell)
+    for dataset, shared in record.datasets.items():
+        if (e4srec := _e4srec(store, dataset, shared.slots)) is not None:
+            results.append(e4srec)
+    datasets = {result.cell.dataset for result in results}
+    return ExperimentResults(
+        name=record.settings.name,
+        cells=results,
+        datasets={dataset: _facts(store, record, dataset) for dataset in sorted(datasets)},
+        missing=missing,
+        command=command_for(record, missing, store.root) if missing else "",
+        arms={arm: chosen.title for arm, chosen in record.settings.arms.items()},
+        roles=_roles(record),
+    )
+
+
+def _roles(record: ExperimentRecord) -> Roles:
+    settings = record.settings
+    base, ci, p2rec = (settings.role(variant) or str(variant) for variant in Variant)
+    ablations = tuple(arm for arm in settings.arms if arm not in (base, ci, p2rec))
+    return Roles(base=base, ci=ci, p2rec=p2rec, ablations=ablations)
+
+
+def _cell_result(store: Store, entry: CellRecord) -> CellResult:
+    trained = store.load(entry.slots[entry.trained])
+    evaluated = store.load(entry.slots[entry.evaluated])
+    table = evaluated.table("user_ranks", ["user_idx", "split", "seen", "rank"])
+    ranks = {seen: _ranks(table, seen) for seen in ("keep", "mask")}
+    manifest = trained.manifest
+    facts: dict[str, Any] = {
+        "wall_s": entry.wall_s,
+        **{name: manifest.info.get(name) for name in ("best_epoch", "n_epochs", "n_parameters")},
+        "trials": entry.trials,
+        "chosen": entry.chosen,
+        "versions": manifest.versions,
+        "key": f"{trained.stage}/{trained.key}",
+        "code": manifest.fingerprint,
+    }
+    return CellResult(
+        cell=entry.cell,
+        users=ranks["keep"][0],
+        ranks={seen: values for seen, (_, values) in ranks.items()},
+        validation=float("nan") if entry.validation is None else entry.validation,
+        curve=_curve(trained.table("history")),
+        facts=facts,
+    )
+
+
+def _e4srec(store: Store, dataset: str, slots: Mapping[str, ArtefactRef]) -> CellResult | None:
+    """The instance-level baseline as a cell of its own, where it was trained and evaluated."""
+    trained, evaluated = _there(store, slots, "e4srec"), _there(store, slots, E4SREC_EVALUATION)
+    if trained is None or evaluated is None:
+        return None
+    table = evaluated.table("user_ranks", ["user_idx", "split", "seen", "rank"])
+    ranks = {seen: _ranks(table, seen) for seen in ("keep", "mask")}
+    manifest = trained.manifest
+    validation = [
+        entry["value"]
+        for entry in evaluated.manifest.info["metrics"]
+        if (entry["split"], entry["seen"], entry["metric"], entry["k"]) == ("validation", "keep", "NDCG", 10)
+    ]
+    facts: dict[str, Any] = {
+        "wall_s": manifest.wall_s,
+        **{name: manifest.info.get(name) for name in ("best_epoch", "n_epochs", "n_steps", "machine")},
+        "versions": manifest.versions,
+        "key": f"{trained.stage}/{trained.key}",
+        "code": manifest.fingerprint,
+    }
+    return CellResult(
+        cell=Cell(dataset, METHOD, VARIANT, int(manifest.settings["seed"])),
+        users=ranks["keep"][0],
+        ranks={seen: values for seen, (_, values) in ranks.items()},
+        validation=validation[0] if validation else float("nan"),
+        curve=_curve(trained.table("finetune_history")),
+        facts=facts,
+    )
+
+
+def _curve(table: pa.Table) -> list[tuple[int, str, float]]:
+    return list(zip(*(table.column(name).to_pylist() for name in ("epoch", "metric", "value")), strict=True))
+
+
+def _ranks(table: pa.Table, seen: str) -> "tuple[NDArray[np.int32], NDArray[np.int32]]":
+    """Users with a test target, ascending, and the ranks of these; 0 where it could not be ranked."""
+    rows = table.filter(pc.and_(pc.equal(table["split"], "test"), pc.equal(table["seen"], seen)))
+    users = rows["user_idx"].to_numpy()
+    order = np.argsort(users, kind="stable")
+    ranks = pc.fill_null(rows["rank"], 0).to_numpy()
+    return users[order].astype(np.int32), ranks[order].astype(np.int32)
+
+
+def _facts(store: Store, record: ExperimentRecord, dataset: str) -> DatasetFacts:
+    shared = record.datasets[dataset]
+    ingest = store.load(shared.slots["ingest"])
+    counts = ingest.manifest.info["counts"]
+    n_train = ingest.table("users", ["n_train"])["n_train"].to_numpy().astype(np.int32)
+    items = ingest.table("items", ["n_train"])["n_train"].to_numpy().astype(np.int32)
+    test = ingest.table("test")
+    target_n_train = np.full(len(n_train), -1, np.int32)
+    target_n_train[test["user_idx"].to_numpy() - 1] = items[test["item_idx"].to_numpy() - 1]
+    agreement, labels = _knowledge(store, record, dataset)
+    return DatasetFacts(
+        dataset=dataset,
+        synthetic=shared.synthetic,
+        n_users=len(n_train),
+        n_items=len(items),
+        n_interactions=counts["n_interactions"],
+        n_train=n_train,
+        target_n_train=target_n_train,
+        no_learning=_no_learning(store, shared.slots),
+        agreement=agreement,
+        cost=_cost(store, shared.slots),
+        language_model=", ".join(labels),
+    )
+
+
+def _no_learning(store: Store, slots: Mapping[str, ArtefactRef]) -> "dict[str, dict[str, NDArray[np.int32]]]":
+    if (artefact := _there(store, slots, NO_LEARNING)) is None:
+        return {}
+    table = artefact.table("user_ranks", ["user_idx", "method", "split", "seen", "rank"])
+    methods = dict.fromkeys(table["method"].to_pylist())
+    return {
+        method: {seen: _ranks(of_method, seen)[1] for seen in ("keep", "mask")}
+        for method in methods
+        for of_method in [table.filter(pc.equal(table["method"], method))]
+    }
+
+
+def _knowledge(store: Store, record: ExperimentRecord, dataset: str) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """Category agreement by arm, and the labels of the language models."""
+    agreement: dict[str, dict[str, float]] = {}
+    labels: dict[str, None] = {}
+    for cell, entry in record.cells.items():
+        if cell.dataset != dataset or cell.arm in agreement:
+            continue
+        if (artefact := _there(store, entry.slots, "knowledge")) is not None:
+            agreement[cell.arm] = artefact.manifest.info["category_agreement"]
+            labels[artefact.manifest.info["language_model"]] = None
+    return agreement, list(labels)
+
+
+def _cost(store: Store, slots: Mapping[str, ArtefactRef]) -> list[dict[str, Any]]:
+    """Rows of the language model's cost, where it was measured."""
+    artefact = _there(store, slots, "cost")
+    rows: list[dict[str, Any]] = [] if artefact is None else artefact.table("language_model_cost").to_pylist()
+    return rows
+
+
+def _there(store: Store, slots: Mapping[str, ArtefactRef], slot: str) -> Artefact | None:
+    if slot in slots:
+        with contextlib.suppress(ArtefactMissing):
+            return store.load(slots[slot])
+    return None
