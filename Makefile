@@ -6,6 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STORE ?= .p2rec
+TEST_PROCESSES ?= 2
 
 .PHONY: help setup run beauty test test-slow lint format typecheck imports bench serve clean
 
@@ -27,7 +28,7 @@ beauty: setup  ## Run all eight stages on Amazon Beauty
 	$(BIN)/p2rec run --dataset beauty --store $(STORE)
 
 test: setup lint typecheck imports  ## Lint, type check, check the import rules and run the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: setup  ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow

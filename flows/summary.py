@@ -54,7 +54,9 @@ def language_model_note(report: RunReport) -> str:
         return ""
     info = report.results["knowledge"].info
     agreement = ", ".join(f"{case} {share:.2f}" for case, share in info["category_agreement"].items())
-    return f"language model: {info['language_model']}; its category against the item's cluster: {agreement}"
+    read = "embeddings and texts" if info["item_text"] else "embeddings alone, no texts"
+    model = f"language model: {info['language_model']}, reading the items' {read}"
+    return f"{model}; its category against the item's cluster: {agreement}"
 
 
 def cold_note(report: RunReport) -> str:

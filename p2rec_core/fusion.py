@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from p2rec_core.errors import DataError, SettingsError
+from p2rec_core.errors import SettingsError
 
 INIT_STD = 0.02
 
@@ -171,36 +171,3 @@ def knowledge_table(
     if fusion not in tables:
         raise SettingsError(f"There is no fusion {fusion!r}.", remedy=f"Choose one of: {', '.join(FUSIONS)}.")
     return tables[fusion](knowledge, hidden_size, std=std, trainable=trainable)
-
-
-def standardised(knowledge: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Zero mean and unit variance per dimension; a constant dimension becomes zero. (N, D) → (N, D)."""
-    centred = knowledge.astype(np.float64) - knowledge.mean(axis=0, dtype=np.float64)
-    deviation = centred.std(axis=0)
-    scaled: NDArray[np.float32] = (centred / np.where(deviation > 0, deviation, 1.0)).astype(np.float32)
-    return scaled
-
-
-def pca_whitened(knowledge: NDArray[np.float32], n_components: int) -> NDArray[np.float32]:
-    """The leading principal components, each scaled to unit variance. (N, D) → (N, n_components).
-
-    Language-model states are anisotropic: a few directions common to all items hold most of the variance. Signs are
-    fixed (the largest loading of a component is positive), so that the result is a function of the input alone.
-
-    Raises:
-        DataError: More components are asked for than the embeddings have rank.
-    """
-    centred = knowledge.astype(np.float64) - knowledge.mean(axis=0, dtype=np.float64)
-    variance, axes = np.linalg.eigh(centred.T @ centred / max(len(centred) - 1, 1))
-    variance, axes = variance[::-1], axes[:, ::-1]
-    rank = int((variance > variance[0] * 1e-10).sum())
-    if n_components > rank:
-        raise DataError(
-            f"{n_components} principal components are asked for; the knowledge embeddings "
-            f"({knowledge.shape[0]} items x {knowledge.shape[1]}) have rank {rank}.",
-            remedy=f"Set fusion.n_components to {rank} or less.",
-        )
-    axes = axes[:, :n_components]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(n_components)])
-    whitened: NDArray[np.float32] = (centred @ axes / np.sqrt(variance[:n_components])).astype(np.float32)
-    return whitened

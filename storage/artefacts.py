@@ -42,7 +42,11 @@ from storage.manifest import (
 from storage.publish import ArtefactWriter, staged
 from storage.reading import Artefact, read_manifest, verify
 
+DEFAULT_STORE = Path(".p2rec")
+"""Where the store is if nobody says otherwise."""
+
 __all__ = [
+    "DEFAULT_STORE",
     "Artefact",
     "ArtefactRef",
     "ArtefactWriter",

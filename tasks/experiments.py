@@ -18,7 +18,7 @@ from p2rec_core.analysis.results import Cell
 from p2rec_core.errors import SettingsError, StoreError
 from p2rec_core.settings.experiment import SELECTED_BY, ExperimentSettings, Value, experiment_settings
 from p2rec_core.settings.sequence_model import Variant
-from storage.artefacts import ArtefactRef, Store, canonical_json
+from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store, canonical_json
 from storage.disk import make_directory, os_errors, replace_durably
 from storage.manifest import FORMAT_VERSION, check_version, checked_name, digest_of, parse_canonical, render_json
 from tasks.matrix_run import CellState, MatrixRun
@@ -293,4 +293,7 @@ def command_for(record: ExperimentRecord, cells: Iterable[Cell], store: Path) ->
     seeds = sorted({cell.seed for cell in chosen})
     words = ["p2rec experiment run", record.origin]
     words += [f"{name} {','.join(sorted(values))}" for name, values in options.items()]
-    return " ".join([*words, f"--seeds {','.join(map(str, seeds))}", f"--store {shlex.quote(str(store))}"])
+    words.append(f"--seeds {','.join(map(str, seeds))}")
+    if store.resolve() != DEFAULT_STORE.resolve():
+        words.append(f"--store {shlex.quote(str(store))}")
+    return " ".join(words)

@@ -147,8 +147,8 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
 def _knowledge(context: StageContext, fusion: FusionSettings, n_items: int, seed: int) -> "Knowledge":
     """The knowledge embeddings, prepared for the item table."""
     from p2rec_core.errors import ModelError
-    from p2rec_core.fusion import pca_whitened, standardised
     from p2rec_core.training.recommender import Knowledge
+    from p2rec_core.whitening import pca_whitened, standardised
 
     if fusion.source is KnowledgeSource.RANDOM:
         rng = np.random.default_rng((seed, 0x6E6F697365))

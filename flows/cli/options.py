@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from p2rec_core.settings.pipeline import Profile, Recipe
+from storage.artefacts import DEFAULT_STORE
 
 DatasetOption = Annotated[str, Parameter(name=("--dataset", "-d"), help="Name of a dataset; `p2rec data list`.")]
 StoreOption = Annotated[Path, Parameter(name="--store", env_var="P2REC_STORE", help="Directory of the artefact store.")]
@@ -21,4 +22,13 @@ RecipeOption = Annotated[
     Recipe, Parameter(name="--recipe", help="Choices that the method leaves: default (best on validation) or paper.")
 ]
 
-DEFAULT_STORE = Path(".p2rec")
+__all__ = [
+    "DEFAULT_STORE",
+    "ConfigOption",
+    "DatasetOption",
+    "JsonOption",
+    "ProfileOption",
+    "RecipeOption",
+    "SetOption",
+    "StoreOption",
+]

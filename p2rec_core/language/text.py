@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from p2rec_core.fusion import pca_whitened, standardised
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.progress import Progress, silent
+from p2rec_core.whitening import pca_whitened, standardised
 
 
 @torch.inference_mode()

@@ -59,21 +59,28 @@ def headline(scores: Scores) -> Headline:
         *_against_paper(over_base, "base"),
         *_against_paper(over_ci, "ci"),
         *_weak_base(scores),
+        *_unbeaten_ablations(scores),
         *_seeds(table),
         *_unequal_tuning(scores),
         *_data(scores),
         *_missing(scores),
     ]
-    return Headline(_verdict(over_base, over_ci), findings, shortfalls, _tiles(table, over_base, over_ci, roles.base))
+    return Headline(
+        _verdict(over_base, over_ci, *_weak_bases(scores)),
+        findings,
+        shortfalls,
+        _tiles(table, over_base, over_ci, roles.base),
+    )
 
 
-def _verdict(over_base: MeanGain | None, over_ci: MeanGain | None) -> str:
+def _verdict(over_base: MeanGain | None, over_ci: MeanGain | None, below: list[str], n_compared: int) -> str:
     if over_base is None:
         return "No cell has both Base and +P2Rec yet."
     clauses = [_clause(over_base, "Base")] + ([_clause(over_ci, "+CI")] if over_ci is not None else [])
     seeds = "" if over_base.with_seeds.reason == "" else ", one seed"
     where = f"{over_base.metric}, mean of {plural(over_base.n_cells, 'cell')}{seeds}"
-    return f"+P2Rec {' and '.join(clauses)} ({where})."
+    weak = f" Base is below the paper's in {len(below)} of {n_compared}." if below else ""
+    return f"+P2Rec {' and '.join(clauses)} ({where}).{weak}"
 
 
 def _clause(gain: MeanGain, reference: str) -> str:
@@ -139,7 +146,24 @@ def _against_paper(gain: MeanGain | None, reference: str) -> list[str]:
     ]
 
 
-def _weak_base(scores: Scores) -> list[str]:
+def _unbeaten_ablations(scores: Scores) -> list[str]:
+    """Ablations that do no worse than +P2Rec: what it gains, they gain too."""
+    roles = scores.results.roles
+    unbeaten = []
+    for arm in roles.ablations:
+        gain = scores.mean_gain(roles.p2rec, arm)
+        if gain is not None and not _widest(gain).low > 0:
+            unbeaten.append(f"“{arm}” ({per_cent(gain.gain.value)})")
+    if not unbeaten:
+        return []
+    return [
+        f"+P2Rec is not surely above {plural(len(unbeaten), 'ablation')}: {listed(unbeaten, limit=6)}. "
+        "What these gain over Base is not owed to what they leave out."
+    ]
+
+
+def _weak_bases(scores: Scores) -> tuple[list[str], int]:
+    """Cells whose Base is below the paper's, the weakest first, and how many could be compared."""
     roles = scores.results.roles
     below: list[tuple[float, str]] = []
     n_compared = 0
@@ -151,11 +175,15 @@ def _weak_base(scores: Scores) -> list[str]:
         gap = own.mean(PRIMARY_METRIC) / paper.values[PRIMARY_METRIC] - 1
         if gap < 0:
             below.append((gap, f"{method_title(method)} on {dataset_title(dataset)} ({per_cent(gap)})"))
+    return [name for _, name in sorted(below)], n_compared
+
+
+def _weak_base(scores: Scores) -> list[str]:
+    below, n_compared = _weak_bases(scores)
     if not below:
         return []
-    names = listed([name for _, name in sorted(below)], limit=4)
     return [
-        f"Base is below the paper's Base in {len(below)} of {plural(n_compared, 'cell')}: {names}. "
+        f"Base is below the paper's Base in {len(below)} of {plural(n_compared, 'cell')}: {listed(below, limit=4)}. "
         "A gain over a weak Base counts for less."
     ]
 

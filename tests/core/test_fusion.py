@@ -14,9 +14,8 @@ from p2rec_core.fusion import (
     IdTable,
     InitialisedTable,
     knowledge_table,
-    pca_whitened,
-    standardised,
 )
+from p2rec_core.whitening import pca_whitened, standardised
 
 N, D, E, K = 9, 6, 11, 3
 

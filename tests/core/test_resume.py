@@ -31,7 +31,9 @@ def job(cycles, train) -> Callable[..., TrainedRecommender]:
     knowledge = np.random.default_rng(0).normal(size=(12, 6)).astype(np.float32)
 
     def run(**changes: Any) -> TrainedRecommender:
-        return train(sequences, targets, 12, knowledge=Knowledge(knowledge, "gate", std=0.02), max_epochs=EPOCHS, **changes)
+        return train(
+            sequences, targets, 12, knowledge=Knowledge(knowledge, "gate", std=0.02), max_epochs=EPOCHS, **changes
+        )
 
     return run
 

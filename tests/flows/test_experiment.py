@@ -178,7 +178,9 @@ def test_the_deployment_has_a_form(prefect_server: None) -> None:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-c", "from flows.cli import main; main()", *map(str, arguments)]
+    # a shell starts what it runs in the background with Ctrl-C switched off, and this would be inherited
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from flows.cli import main; main()"
+    return [sys.executable, "-c", code, *map(str, arguments)]
 
 
 def p2rec(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -324,7 +326,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def gone(pids: list[int], within_s: float = 5.0) -> bool:
+def gone(pids: list[int], within_s: float = 60.0) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         if not any(Path(f"/proc/{pid}").exists() for pid in pids):

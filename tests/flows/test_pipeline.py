@@ -109,7 +109,14 @@ def test_a_stage_with_downstream_runs_what_depends_on_it(filled: Path, small_set
     clusters = small_settings.clusters.model_copy(update={"n_clusters": 7})
     changed = small_settings.model_copy(update={"clusters": clusters})
     report = RunReport.from_json(rerun_stage(dataset="sample", stage="clusters", settings=changed, store=filled))
-    unaffected = {"ingest", "backbone", "recommender.sasrec.base", "evaluation.sasrec.base", "evaluation.no-learning"}
+    unaffected = {
+        "ingest",
+        "text",
+        "backbone",
+        "recommender.sasrec.base",
+        "evaluation.sasrec.base",
+        "evaluation.no-learning",
+    }
     assert {name for name, outcome in outcomes(report).items() if outcome == "cached"} == unaffected
     assert report.snapshot == 2
 

@@ -7,6 +7,7 @@ child processes whenever one is started, and the outcomes in the end.
 """
 
 import json
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -89,4 +90,6 @@ def _main(store: str, experiment: str, parallel: str) -> None:
 __all__ = ["prepared", "run_here", "silent"]
 
 if __name__ == "__main__":
+    # a shell starts what it runs in the background with Ctrl-C switched off, and this is inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _main(*sys.argv[1:])

@@ -497,7 +497,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def all_gone(pids: list[int], within_s: float = 5.0) -> bool:
+def all_gone(pids: list[int], within_s: float = 60.0) -> bool:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         if not any(map(alive, pids)):
