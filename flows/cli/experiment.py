@@ -14,7 +14,7 @@ from rich.table import Table
 
 from flows.cli.matrix_terminal import MatrixView, print_cells, print_outcome
 from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption
-from flows.cli.run import DryRunOption, _quiet_prefect, _server_configured
+from flows.cli.run import DryRunOption, quiet_prefect, server_configured
 from flows.definitions import built_in, find_definition
 from flows.matrix import CellsFailed, prepared_run, report_of
 from p2rec_core.errors import SettingsError, StoreError
@@ -68,7 +68,7 @@ def run(
         _show(found, as_json)
         return
     words = _words(name, assignments, keep_as)
-    if not found.prepared and not found.failures and not _server_configured():
+    if not found.prepared and not found.failures and not server_configured():
         report = report_of(found, Recorder(found, whole, words).write(), time.monotonic() - begun)
     else:
         report = _in_prefect(whole, words, parts, store, parallel, as_json, opened)
@@ -216,7 +216,7 @@ def _in_prefect(
     as_json: bool,
     opened: Store,
 ) -> dict[str, Any]:
-    _quiet_prefect()
+    quiet_prefect()
     from flows.experiment import experiment, watching
 
     with MatrixView(enabled=not as_json) as view, watching(view):

@@ -66,7 +66,7 @@ def run(
     opened = Store.open(store)
     report = None if force else _nothing_to_do(dataset, settings, opened, begun)
     if report is None:
-        _quiet_prefect()
+        quiet_prefect()
         from flows.pipeline import pipeline
 
         with StageBars(enabled=not as_json) as bars, listening(bars):
@@ -108,7 +108,7 @@ def stage(
     opened = Store.open(store)
     slots, _ = prepared_slots(dataset, settings, opened)
     chosen_slots(slots, name)
-    _quiet_prefect()
+    quiet_prefect()
     from flows.pipeline import rerun_stage
 
     with StageBars(enabled=not as_json) as bars, listening(bars):
@@ -132,7 +132,7 @@ def _show(report: RunReport, store: Store, as_json: bool) -> None:
 
 def _nothing_to_do(dataset: str, settings: PipelineSettings, store: Store, begun: float) -> RunReport | None:
     """Answer from the store where all is cached; a configured Prefect server sees every run, though."""
-    if _server_configured():
+    if server_configured():
         return None
     slots, synthetic = prepared_slots(dataset, settings, store)
     return cached_report(dataset, synthetic, list(plan(slots, store, {})), store, begun)
@@ -165,7 +165,7 @@ def _present(store: Store, dataset: str) -> dict[str, ArtefactRef]:
         return {}
 
 
-def _server_configured() -> bool:
+def server_configured() -> bool:
     """Whether runs go to a Prefect server of the user's; found out without importing Prefect."""
     if os.environ.get("PREFECT_API_URL"):
         return True
@@ -174,7 +174,7 @@ def _server_configured() -> bool:
     return profiles.exists() and "PREFECT_API_URL" in profiles.read_text(encoding="utf-8", errors="replace")
 
 
-def _quiet_prefect() -> None:
+def quiet_prefect() -> None:
     """Settings for a Prefect inside a command: no telemetry, its log lines to the API and not to the terminal."""
     defaults = {
         "DO_NOT_TRACK": "1",
