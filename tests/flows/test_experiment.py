@@ -303,7 +303,7 @@ def test_what_is_wrong_is_named(arguments: list[str], status: int, said: list[st
 def test_a_run_whose_cells_fail_says_so_in_the_end(
     filled: Path, file: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.cli.experiment._quiet_prefect", lambda: None)
+    monkeypatch.setattr("flows.cli.experiment.quiet_prefect", lambda: None)
     with file.open("a") as more:
         more.write('\n[arms.bad]\nvariant = "p2rec"\nsettings = { "fusion.n_components" = 4000 }\n')
     status, out, message = call("experiment", "run", file, "--store", filled)
