@@ -1,10 +1,9 @@
 """Experiments by name: those that come with P2Rec, and files of the user's own."""
 
-import difflib
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from p2rec_core.errors import SettingsError
+from p2rec_core.errors import SettingsError, did_you_mean
 from p2rec_core.settings.experiment import ExperimentSettings, read_experiment
 
 
@@ -29,10 +28,9 @@ def find_definition(name_or_path: str) -> ExperimentSettings:
         return read_experiment(Path(name_or_path).expanduser())
     known = built_in()
     if name_or_path not in known:
-        close = difflib.get_close_matches(name_or_path, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = did_you_mean(name_or_path, known)
         raise SettingsError(
-            f"There is no experiment {name_or_path!r} ({hint}known: {', '.join(known)}).",
+            f"There is no experiment {name_or_path!r} ({hint}{' ' if hint else ''}known: {', '.join(known)}).",
             remedy="Choose one of them, or give the path of a TOML file.",
         )
     return known[name_or_path]

@@ -1,6 +1,5 @@
 """The experiment flow: every cell of a matrix as cached stages, in child processes, as many at a time as fit."""
 
-import base64
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from flows.definitions import find_definition
 from flows.matrix import failed, prepared_run, report_markdown, report_of, result_rows, threads_each
 from p2rec_core.errors import P2RecError
 from p2rec_core.settings.experiment import ExperimentSettings
-from storage.artefacts import Store
+from storage.artefacts import DEFAULT_STORE, Store
 from tasks.experiments import Recorder
 from tasks.matrix_run import MatrixRun, drive
 from tasks.matrix_task import show_cached, start_in_worker
@@ -56,7 +55,7 @@ def experiment(
     backbones: list[str] | None = None,
     arms: list[str] | None = None,
     seeds: list[int] | None = None,
-    store: Path = Path(".p2rec"),
+    store: Path = DEFAULT_STORE,
     parallel: PositiveInt | None = None,
 ) -> dict[str, Any]:
     """Compute every cell of an experiment that is not in the store; interrupted, it goes on where it was.
@@ -121,7 +120,7 @@ def _leave_artifacts(report: dict[str, Any], store: Store) -> None:
     create_markdown_artifact(text, key="experiment-report", description=f"{name}: comparisons")
     for figure_name, figure in figures.items():
         create_image_artifact(
-            "data:image/png;base64," + base64.b64encode(figure.png).decode(),
+            figure.data_uri,
             key=f"figure-{figure_name}".replace("_", "-"),
             description=f"{name}: {figure.title}. {figure.caption}",
         )

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from flows.summary import markdown_table, pivoted_metrics
 from p2rec_core.errors import P2RecError
 from p2rec_core.settings.experiment import ExperimentSettings
 from storage.artefacts import Store
+from tasks.dag import NO_LEARNING
 from tasks.estimate import Walls, duration
 from tasks.experiments import ExperimentRecord
-from tasks.matrix import NO_LEARNING, Matrix
+from tasks.matrix import Matrix
 from tasks.matrix_run import Failure, MatrixRun, summary_of
-from tasks.stage import StageResult
 
 _MOST_REASONS = 5
 _HEADLINE = (("HR", 10), ("NDCG", 10))
@@ -76,7 +77,7 @@ def report_of(run: MatrixRun, record: ExperimentRecord, wall_s: float) -> dict[s
             name: {
                 "synthetic": shared.synthetic,
                 "artefacts": {slot: f"{ref.stage}/{ref.key}" for slot, ref in shared.slots.items()},
-                "no_learning": _metrics(run.results.get(run.matrix.shared[name].get(NO_LEARNING, ""))),
+                "no_learning": _no_learning(run, name),
             }
             for name, shared in record.datasets.items()
             if name in run.matrix.shared
@@ -86,6 +87,11 @@ def report_of(run: MatrixRun, record: ExperimentRecord, wall_s: float) -> dict[s
         }
         | {name: {"outcome": "failed", "reason": run.reason(name)} for name in run.failures},
     }
+
+
+def _no_learning(run: MatrixRun, dataset: str) -> list[dict[str, Any]]:
+    result = run.results.get(run.matrix.shared[dataset].get(NO_LEARNING, ""))
+    return pivoted_metrics(result.info["metrics"]) if result is not None else []
 
 
 def _cell_row(run: MatrixRun, record: ExperimentRecord, cell: Any) -> dict[str, Any]:
@@ -108,19 +114,8 @@ def _cell_row(run: MatrixRun, record: ExperimentRecord, cell: Any) -> dict[str, 
         "wall_s": entry.wall_s,
         "trials": entry.trials,
         "chosen": entry.chosen,
-        "metrics": _metrics(results[-1]) if entry.state == "done" else [],
+        "metrics": pivoted_metrics(results[-1].info["metrics"]) if entry.state == "done" else [],
     }
-
-
-def _metrics(result: StageResult | None) -> list[dict[str, Any]]:
-    """Test metrics of an evaluation: a row per method and seen policy, a column per metric."""
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for entry in result.info["metrics"] if result is not None else []:
-        if entry["split"] == "test":
-            names = {"method": entry["method"], "seen": entry["seen"]}
-            row = rows.setdefault((entry["seen"], entry["method"]), names)
-            row[f"{entry['metric']}@{entry['k']}"] = entry["value"]
-    return [rows[place] for place in sorted(rows, key=lambda place: place[0])]  # keep, then mask
 
 
 def failed(run: MatrixRun, report: dict[str, Any]) -> CellsFailed:
@@ -169,6 +164,7 @@ def report_markdown(report: dict[str, Any]) -> str:
     """The run as Markdown: what became of it, the metrics, and what failed."""
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report["outcomes"].items() if count)
     synthetic = [name for name, shared in report["datasets"].items() if shared["synthetic"]]
+    rows = result_rows(report)
     lines = [
         f"# Experiment {report['experiment']}",
         "",
@@ -176,7 +172,7 @@ def report_markdown(report: dict[str, Any]) -> str:
         f"{duration(report['wall_s'])}. Test split, full ranking over all items.",
         *([f"Synthetic data: {', '.join(synthetic)}."] if synthetic else []),
         "",
-        *_table(result_rows(report)),
+        *markdown_table(list(rows[0]) if rows else [], rows, _cell),
     ]
     wrong = [cell for cell in report["cells"] if cell["reason"]]
     if wrong:
@@ -185,11 +181,5 @@ def report_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
-    columns = list(rows[0]) if rows else []
-
-    def text(value: Any) -> str:
-        return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-    body = ["| " + " | ".join(text(row[column]) for column in columns) + " |" for row in rows]
-    return ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *body]
+def _cell(column: str, value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

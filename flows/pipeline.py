@@ -10,13 +10,13 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows.prepare import chosen_slots, prepared_slots, upstream
+from flows.prepare import chosen_slots, prepared_slots
 from flows.report import RunReport
 from flows.summary import metrics_rows, stage_rows, summary_markdown
 from p2rec_core.settings.pipeline import PipelineSettings
-from storage.artefacts import ArtefactRef, Store
+from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
 from storage.snapshots import publish_snapshot
-from tasks.dag import Slot, downstream
+from tasks.dag import Slot, downstream, upstream
 from tasks.prefect_task import run_slot
 from tasks.stage import StageResult
 
@@ -25,7 +25,7 @@ from tasks.stage import StageResult
 def pipeline(
     dataset: str,
     settings: PipelineSettings = PipelineSettings(),  # noqa: B008 (frozen)
-    store: Path = Path(".p2rec"),
+    store: Path = DEFAULT_STORE,
     force: bool = False,
 ) -> dict[str, Any]:
     """Run all eight stages; what is in the store already is verified and reused.
@@ -51,7 +51,7 @@ def rerun_stage(
     dataset: str,
     stage: str,
     settings: PipelineSettings = PipelineSettings(),  # noqa: B008 (frozen)
-    store: Path = Path(".p2rec"),
+    store: Path = DEFAULT_STORE,
     with_downstream: bool = True,
     force: bool = False,
 ) -> dict[str, Any]:

@@ -20,8 +20,8 @@ def prepared_slots(dataset: str, settings: PipelineSettings, store: Store) -> tu
         DataError: There is no such dataset.
     """
     source = find_source(dataset, store)
-    ingest = type(settings.ingest).model_validate(settings.ingest.model_dump() | source.ingest)
-    return pipeline_slots(settings.model_copy(update={"ingest": ingest}), source.path, source.texts), source.synthetic
+    settings = settings.model_copy(update={"ingest": source.ingest_settings(settings.ingest)})
+    return pipeline_slots(settings, source.path, source.texts), source.synthetic
 
 
 def chosen_slots(slots: list[Slot], stage: str) -> set[str]:
@@ -35,15 +35,6 @@ def chosen_slots(slots: list[Slot], stage: str) -> set[str]:
         names = list(dict.fromkeys(name for slot in slots for name in (slot.stage, slot.name)))
         raise SettingsError(f"There is no stage {stage!r}.", remedy=f"Choose one of: {', '.join(names)}.")
     return chosen
-
-
-def upstream(slots: list[Slot], chosen: set[str]) -> list[Slot]:
-    """The chosen slots and all that they need, in order."""
-    wanted = set(chosen)
-    for slot in reversed(slots):
-        if slot.name in wanted:
-            wanted.update(slot.needs)
-    return [slot for slot in slots if slot.name in wanted]
 
 
 def cached_report(

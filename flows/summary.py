@@ -1,5 +1,6 @@
 """What a run shows a person: the metrics and what became of each stage, as rows and as Markdown."""
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flows.report import RunReport
@@ -7,25 +8,30 @@ from p2rec_core.settings.sequence_model import Variant
 from tasks.dag import VARIANT_TITLES
 
 
-def metrics_rows(report: RunReport, split: str = "test") -> list[dict[str, Any]]:
-    """One row per method, variant and seen policy, with a column per metric.
-
-    Recommenders come first, then the rows that learn nothing.
-    """
-    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for slot, result in report.results.items():
-        if not slot.startswith("evaluation."):
-            continue
-        for entry in result.info["metrics"]:
-            if entry["split"] != split:
-                continue
-            method = entry["method"]
-            if entry["variant"] in set(Variant):
-                method = f"{method} {VARIANT_TITLES[Variant(entry['variant'])]}"
-            row = rows.setdefault((method, entry["variant"], entry["seen"]), {"method": method, "seen": entry["seen"]})
+def pivoted_metrics(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Test metrics of evaluations: a row per method and seen policy, a column per metric; ``keep`` comes first."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in entries:
+        if entry["split"] == "test":
+            names = {"method": entry["method"], "seen": entry["seen"]}
+            row = rows.setdefault((entry["method"], entry["seen"]), names)
             row[f"{entry['metric']}@{entry['k']}"] = entry["value"]
-    order = {"keep": 0, "mask": 1}
-    return sorted(rows.values(), key=lambda row: order[row["seen"]])
+    return sorted(rows.values(), key=lambda row: row["seen"])  # keep, then mask
+
+
+def metrics_rows(report: RunReport) -> list[dict[str, Any]]:
+    """Test metrics of a run; recommenders come first, then the rows that learn nothing."""
+    return pivoted_metrics(
+        entry | {"method": _method_title(entry)}
+        for slot, result in report.results.items()
+        if slot.startswith("evaluation.")
+        for entry in result.info["metrics"]
+    )
+
+
+def _method_title(entry: Mapping[str, Any]) -> str:
+    method, variant = entry["method"], entry["variant"]
+    return f"{method} {VARIANT_TITLES[Variant(variant)]}" if variant in set(Variant) else method
 
 
 def stage_rows(report: RunReport) -> list[dict[str, Any]]:
@@ -82,16 +88,26 @@ def summary_markdown(report: RunReport) -> str:
         "",
         language_model_note(report),
         "",
-        *_markdown_table(columns, rows),
+        *markdown_table(columns, rows, _cell),
         "",
-        *_markdown_table(["stage", "outcome", "seconds", "MiB", "artefact", "reason"], stage_rows(report)),
+        *markdown_table(["stage", "outcome", "seconds", "MiB", "artefact", "reason"], stage_rows(report), _cell),
     ]
     return "\n".join(lines)
 
 
-def _markdown_table(columns: list[str], rows: list[dict[str, Any]]) -> list[str]:
-    def cell(column: str, value: Any) -> str:
-        return f"{value:.4f}" if "@" in column and value != "" else str(value).replace("|", "\\|")
+def _cell(column: str, value: Any) -> str:
+    return f"{value:.4f}" if "@" in column and value != "" else str(value).replace("|", "\\|")
 
+
+def markdown_table(
+    columns: Sequence[str], rows: Iterable[Mapping[str, Any]], cell: Callable[[str, Any], str]
+) -> list[str]:
+    """Rows as lines of a Markdown table.
+
+    Args:
+        columns: The columns that are shown.
+        rows: Values by column; one that is not there is taken for the empty text.
+        cell: Text of a value, given its column.
+    """
     body = ["| " + " | ".join(cell(c, row.get(c, "")) for c in columns) + " |" for row in rows]
     return ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns), *body]

@@ -12,6 +12,9 @@ A message names the value, the place and the bound; ``remedy`` says what to do a
 The command line prints both and no traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class P2RecError(Exception):
     """Base of all errors that a user can do something about.
@@ -66,3 +69,9 @@ class ModelError(P2RecError):
     """A language model or a checkpoint cannot be used."""
 
     exit_status = 5
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Ask about the known name that is most like a wrong one: ``"did you mean sasrec?"``; empty if none is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else ""

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from p2rec_core.ranking import popularity_scores, recency_scores, successor_scores, target_ranks
-from p2rec_core.recommender import EVALUATION_ROWS, Recommender, rank_targets
+from p2rec_core.ranking import popularity_scores, ranks_of_users, recency_scores, successor_scores
+from p2rec_core.recommender import Recommender, rank_targets
 from p2rec_core.sequences import RaggedSequences
 
 
@@ -58,12 +58,5 @@ def no_learning_ranks(method: str, history: RaggedSequences, targets: NDArray[np
         "id + 1": lambda rows: successor_scores(history, rows, n_items),
     }
     scorer = scorers[method]
-    users = np.flatnonzero(targets > 0)
-    keep, mask = np.zeros(len(users), np.int32), np.zeros(len(users), np.int32)
-    for start in range(0, len(users), EVALUATION_ROWS):
-        rows = users[start : start + EVALUATION_ROWS]
-        part = slice(start, start + len(rows))
-        scores, target = torch.from_numpy(scorer(rows)), torch.from_numpy(targets[rows].astype(np.int64))
-        k, m = target_ranks(scores, target, history, rows)
-        keep[part], mask[part] = k.numpy(), m.numpy()
-    return SplitRanks(users, keep, mask)
+    keep, mask = ranks_of_users(lambda rows: torch.from_numpy(scorer(rows)), targets, history, history.lengths)
+    return SplitRanks(np.flatnonzero(targets > 0), keep, mask)

@@ -3,6 +3,8 @@
 Every table is a module whose call gives (N + 1, d): row 0 is PAD and zero, row i is item i.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -144,6 +146,99 @@ class InitialisedTable(nn.Module):
     def forward(self) -> Tensor:
         """(N + 1, d) item vectors."""
         return _with_padding(self.embedding)
+
+
+class SmoothedTable(nn.Module):
+    """An item table that is smoothed over the graph of like items: (1 - s) x_v + s Σ_u w_vu x_u.
+
+    Training moves an item's vector together with those of its neighbours, so that what is learnt of a frequent item
+    reaches the rare ones that the knowledge holds to be like it.
+
+    Args:
+        table: Gives x, (N + 1, d).
+        neighbours: int64 (N, k) zero-based neighbours of each item.
+        weights: float32 (N, k), each row sums to one.
+        smoothing: s in [0, 1].
+
+    Source: a fixed item-item graph of content features as in Zhou and Shen (2023), "A tale of two graphs" (FREEDOM),
+        section 3.2, in one step and on the item table itself.
+    """
+
+    neighbours: Tensor
+    weights: Tensor
+    reverse_items: Tensor
+    reverse_starts: Tensor
+    reverse_weights: Tensor
+
+    def __init__(
+        self, table: nn.Module, neighbours: NDArray[np.int64], weights: NDArray[np.float32], *, smoothing: float
+    ) -> None:
+        super().__init__()
+        self.table = table
+        self.smoothing = smoothing
+        n_items, n_neighbours = neighbours.shape
+        # the graph with its edges turned round: whose neighbour an item is, one item behind the other
+        order = np.argsort(neighbours, axis=None, kind="stable")
+        starts = np.concatenate([[0], np.cumsum(np.bincount(neighbours.ravel(), minlength=n_items))[:-1]])
+        for name, values in (
+            ("neighbours", neighbours),
+            ("weights", weights),
+            ("reverse_items", order // n_neighbours),
+            ("reverse_starts", starts),
+            ("reverse_weights", weights.ravel()[order]),
+        ):
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+
+    def forward(self) -> Tensor:
+        """(N + 1, d) item vectors."""
+        rows = self.table()[1:]
+        around: Tensor = _Around.apply(  # type: ignore[no-untyped-call]
+            rows, self.neighbours, self.weights, self.reverse_items, self.reverse_starts, self.reverse_weights
+        )
+        return _with_padding(torch.lerp(rows, around, self.smoothing))
+
+
+class _Around(torch.autograd.Function):
+    """Weighted sums of neighbours; both directions gather, so that sums have one order and repeat bit by bit."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, neighbours: Tensor, weights: Tensor, *reverse: Tensor) -> Tensor:
+        ctx.save_for_backward(*reverse)
+        return nn.functional.embedding_bag(neighbours, rows, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        items, starts, weights = ctx.saved_tensors
+        gradient = nn.functional.embedding_bag(
+            items, upstream[0].contiguous(), starts, per_sample_weights=weights, mode="sum"
+        )
+        return gradient, None, None, None, None, None
+
+
+def nearest_items(
+    knowledge: NDArray[np.float32], n_neighbours: int, *, temperature: float, block: int = 1024
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The most similar other items by the cosine of their knowledge. Time grows with N squared, memory with N.
+
+    Args:
+        knowledge: float32 (N, D) prepared knowledge embeddings.
+        n_neighbours: k; less where there are fewer other items.
+        temperature: Weights are a softmax of cosine / temperature over the k.
+        block: Items that are compared with all others at once; changes memory, not results.
+
+    Returns:
+        int64 (N, k) zero-based items, the most similar first, and float32 (N, k) weights that sum to one.
+    """
+    directions = nn.functional.normalize(torch.from_numpy(knowledge), dim=1)
+    k = min(n_neighbours, len(knowledge) - 1)
+    neighbours, weights = [], []
+    for start in range(0, len(directions), block):
+        cosine = directions[start : start + block] @ directions.T
+        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -torch.inf
+        nearest = cosine.topk(k, dim=1)
+        neighbours.append(nearest.indices)
+        weights.append((nearest.values / temperature).softmax(dim=1))
+    return torch.cat(neighbours).numpy(), torch.cat(weights).numpy()
 
 
 FUSIONS = ("gate", "sum", "concat", "init")

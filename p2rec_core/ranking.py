@@ -5,17 +5,22 @@ gets no free hits. PAD is never eligible. Under ``seen = mask`` the user's histo
 that is in the history then has no rank (0 here) and counts as a miss.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from p2rec_core.metrics import user_metric
+from p2rec_core.progress import Progress, silent
 from p2rec_core.sequences import RaggedSequences
 
 NOT_ELIGIBLE = 0
 """Rank of a target that may not be recommended."""
+
+SCORED_ROWS = 512
+"""Users whose scores are in memory at once; changes memory, not results."""
 
 
 def target_ranks(
@@ -44,6 +49,42 @@ def target_ranks(
     masked = torch.isneginf(scores.gather(1, column)).squeeze(1)
     mask = _rank(scores, target_score)
     return keep, torch.where(masked, NOT_ELIGIBLE, mask)
+
+
+def ranks_of_users(
+    score: Callable[[NDArray[np.int64]], Tensor],
+    targets: NDArray[np.int32],
+    history: RaggedSequences,
+    lengths: NDArray[np.int64],
+    *,
+    mask: bool = True,
+    progress: Progress = silent,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Rank each user's target among all items, ``SCORED_ROWS`` users at a time.
+
+    Args:
+        score: From rows of ``history``, int64 (B,), to scores as of ``target_ranks``, float (B, N), on any device.
+        targets: int32 (users,); 0 leaves a user out.
+        history: What is known of each user.
+        lengths: int64 (users,) how much is read of each user; users of like length are scored together.
+        mask: Whether to rank under ``seen = mask`` too; otherwise the second result equals the first.
+        progress: Told after every block of users.
+
+    Returns:
+        int32 ranks under ``keep`` and ``mask`` of the users that have a target, in user order.
+    """
+    users = np.flatnonzero(targets > 0)
+    by_length = users[np.argsort(lengths[users], kind="stable")]
+    keep, masked = np.zeros(len(targets), np.int32), np.zeros(len(targets), np.int32)
+    for start in range(0, len(users), SCORED_ROWS):
+        rows = by_length[start : start + SCORED_ROWS]
+        scores = score(rows)
+        target = torch.from_numpy(targets[rows].astype(np.int64)).to(scores.device)
+        k, m = target_ranks(scores, target, history if mask else None, rows)
+        keep[rows], masked[rows] = k.cpu().numpy(), m.cpu().numpy()
+        done = start + len(rows)
+        progress(done, len(users), f"{done} of {len(users)} users")
+    return keep[users], masked[users]
 
 
 def _rank(scores: Tensor, target_score: Tensor) -> Tensor:
@@ -81,10 +122,8 @@ def rank_metrics(ranks: NDArray[np.int32], cutoffs: Iterable[int]) -> dict[tuple
     """
     values: dict[tuple[str, int], float] = {}
     for k in cutoffs:
-        hit = (ranks >= 1) & (ranks <= k)
-        gain = np.where(hit, 1 / np.log2(np.maximum(ranks, 1) + 1.0), 0.0)
-        values["HR", k] = float(hit.mean()) if len(ranks) else float("nan")
-        values["NDCG", k] = float(gain.mean()) if len(ranks) else float("nan")
+        for name in ("HR", "NDCG"):
+            values[name, k] = float(user_metric(ranks, f"{name}@{k}").mean()) if len(ranks) else float("nan")
     return values
 
 

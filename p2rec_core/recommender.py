@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from p2rec_core.backbones.base import SequenceEncoder
 from p2rec_core.errors import DataError, ModelError
 from p2rec_core.objectives import catalogue_cross_entropy, sampled_cross_entropy
-from p2rec_core.ranking import rank_metrics, target_ranks
+from p2rec_core.ranking import rank_metrics, ranks_of_users
 from p2rec_core.sequences import (
     RaggedSequences,
     Windows,
@@ -20,9 +20,6 @@ from p2rec_core.sequences import (
     tail_windows,
     training_windows,
 )
-
-EVALUATION_ROWS = 512
-"""Users scored at once; changes memory, not results."""
 
 PIECE_POSITIONS = 12_800
 """Places (prefixes x max_length) that go through an encoder at once where it reads prefixes; changes memory and
@@ -193,12 +190,9 @@ def rank_targets(
         ModelError: A score is not finite.
     """
     windows = tail_windows(history, max_length)
-    users = np.flatnonzero(targets > 0)
-    by_length = users[np.argsort(windows.lengths[users], kind="stable")]
-    keep, masked = np.zeros(len(targets), np.int32), np.zeros(len(targets), np.int32)
     table = model.item_table()
-    for start in range(0, len(by_length), EVALUATION_ROWS):
-        rows = by_length[start : start + EVALUATION_ROWS]
+
+    def score(rows: NDArray[np.int64]) -> Tensor:
         items, lengths = _as_batch(windows, rows, device)
         if not items.shape[1]:
             items = items.new_zeros(len(rows), 1)
@@ -209,10 +203,9 @@ def rank_targets(
                 "The recommender gives scores that are not finite numbers.",
                 remedy="Train it again, with a lower learning rate.",
             )
-        target = torch.from_numpy(targets[rows].astype(np.int64)).to(device)
-        k, m = target_ranks(scores, target, history if mask else None, rows)
-        keep[rows], masked[rows] = k.cpu().numpy(), m.cpu().numpy()
-    return keep[users], masked[users]
+        return scores
+
+    return ranks_of_users(score, targets, history, windows.lengths, mask=mask)
 
 
 def _as_batch(windows: Windows, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -160,6 +160,14 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("seconds_measured", pa.float64(), "what these took: a measurement, another each time"),
         Column("seconds_per_epoch", pa.float64(), "seconds of the whole, extrapolated by tokens"),
     ),
+    "probes": (
+        Column("probe", pa.string(), "next_item, copurchase or category"),
+        Column("metric", pa.string(), "what was measured"),
+        Column("group", pa.string(), "all, or targets of a training frequency"),
+        Column("value", pa.float64(), "mean over the group; null where there is nothing to measure", nullable=True),
+        Column("chance", pa.float64(), "what vectors that carry nothing would give", nullable=True),
+        Column("n", pa.int64(), "users or items that the mean is over"),
+    ),
 }
 
 

@@ -7,7 +7,14 @@ import pyarrow as pa
 from p2rec_core.settings.language import CostSettings, E4SRecSettings, FinetuneSettings, LanguageModelSettings
 from storage.artefacts import ArtefactRef
 from tasks.arrays import ragged, targets, vectors
-from tasks.language_model import OpenedModel, language_model_source, open_language_model
+from tasks.language_model import (
+    NOT_READ_WITH_ITEMS,
+    OpenedModel,
+    language_model_source,
+    open_language_model,
+    read_items,
+)
+from tasks.preferences import finer_preferences
 from tasks.stage import StageCall, StageContext
 
 
@@ -19,7 +26,9 @@ def cost_call(
     *,
     ingest: ArtefactRef,
     backbone: ArtefactRef,
+    clusters: ArtefactRef,
     preferences: ArtefactRef,
+    text: ArtefactRef | None = None,
 ) -> StageCall:
     """The measurement of both methods in one run.
 
@@ -33,7 +42,9 @@ def cost_call(
         settings: How much is timed.
         ingest: Sequences and validation items, which E4SRec reads to recommend.
         backbone: Item embeddings.
+        clusters: The finer groupings, whose preferences P2Rec tells beside.
         preferences: What P2Rec tells.
+        text: Embeddings of the items' texts, which P2Rec reads beside the backbone's; None where there are none.
 
     Raises:
         ModelError: There is no such language model on this machine.
@@ -46,7 +57,7 @@ def cost_call(
         stage="cost",
         module="tasks.cost",
         settings={
-            "language_model": language_model.model_dump(mode="json", exclude={"name_or_path", "revision"}),
+            "language_model": language_model.model_dump(mode="json", exclude=NOT_READ_WITH_ITEMS),
             "finetune": finetune.model_dump(mode="json", include=_P2REC),
             "e4srec": e4srec.model_dump(mode="json", include=_E4SREC),
             "cost": settings.model_dump(mode="json"),
@@ -56,6 +67,8 @@ def cost_call(
             "validation": (ingest, "validation"),
             "embeddings": (backbone, "item_embeddings"),
             "preferences": (preferences, "user_preferences"),
+            "finer": (clusters, "finer_clusters"),
+            **({} if text is None else {"texts": (text, "item_texts")}),
         },
         compute=compute,
         sources=language_model_source(language_model, seed=settings.seed),
@@ -112,7 +125,6 @@ def _measure(
         pa.Table.from_pylist(rows, schema=pa.schema(list(zip(rows[0], kinds, strict=True)))),
     )
     return opened.facts() | {
-        "machine": result.machine,
         "rounds": result.rounds,
         "ratios": result.ratios(),
         "phases": [
@@ -139,17 +151,18 @@ def _objectives(
     from p2rec_core.language.next_item_model import NextItemLanguageModel
     from p2rec_core.language.preference_model import PreferenceLanguageModel
 
+    item_features, says_anything = read_items(context)
     embeddings = context.table("embeddings")
-    item_embeddings, trained = vectors(embeddings, "embedding"), embeddings.column("trained").to_numpy()
     preferences = vectors(context.table("preferences"), "preference")
     sequences = ragged(context.table("sequences"))
+    finer = finer_preferences(context, sequences)
     common: dict[str, Any] = {"shared_prefix": settings.shared_prefix, "seed": settings.seed}
     preference_model = PreferenceLanguageModel(
         opened.language_model,
         opened.preference_prompt(language_model, preferences.shape[1]),
-        item_embeddings,
-        trained,
-        preferences.shape[1],
+        item_features,
+        says_anything,
+        sum(p.shape[1] for p in (preferences, *finer)),
         pooling=language_model.pooling,
         **finetune.model_dump(include=_MODEL),
         **common,
@@ -157,8 +170,8 @@ def _objectives(
     next_item_model = NextItemLanguageModel(
         opened.language_model,
         opened.next_item_prompt(e4srec.instruction, e4srec.response),
-        item_embeddings,
-        trained,
+        vectors(embeddings, "embedding"),
+        embeddings.column("trained").to_numpy(),
         pooling=e4srec.pooling,
         **e4srec.model_dump(include=_MODEL),
         **common,
@@ -174,6 +187,7 @@ def _objectives(
         finetune.batch_users,
         finetune.micro_batch_tokens,
         settings.seed,
+        finer=finer,
     )
     instances = InstanceObjective(
         next_item_model,

@@ -3,7 +3,7 @@
 The flow runs it, ``p2rec show`` and dry runs walk it without computing, and a rerun of one stage cuts it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tasks.finetune import finetune_call
 from tasks.ingest import ingest_call
 from tasks.knowledge import knowledge_call
 from tasks.preferences import preferences_call
+from tasks.probes import probe_call
 from tasks.recommender import recommender_call
 from tasks.sources import TextFile
 from tasks.stage import StageCall
@@ -72,7 +73,13 @@ KNOWLEDGE_SLOTS: dict[KnowledgeSource, tuple[str, ...]] = {
 }
 """The slot that +P2Rec's knowledge comes from."""
 
+NO_LEARNING = "evaluation.no-learning"
+"""The slot of the rows that learn nothing."""
+
 E4SREC_EVALUATION = "e4srec.evaluation"
+
+PROBE = "probe"
+"""The slot of what a pipeline's knowledge carries by itself."""
 
 VARIANT_TITLES = {Variant.BASE: "Base", Variant.CI: "+CI", Variant.P2REC: "+P2Rec"}
 
@@ -95,7 +102,7 @@ def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | N
             remedy="Import it with `p2rec data import FILE --item-texts FILE`, or choose another fusion.source.",
         )
     read = texts if lm.item_text or settings.fusion.source is KnowledgeSource.TEXT else None
-    beside = ("text",) if texts is not None and lm.item_text else ()
+    beside = _texts_beside(settings, texts)
     slots = [
         Slot("ingest", "import and split", (), lambda refs: ingest_call(source, settings.ingest)),
         Slot(
@@ -147,13 +154,14 @@ def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | N
         slots.extend(_recommender_slots(settings, variant))
     slots.append(
         Slot(
-            "evaluation.no-learning",
+            NO_LEARNING,
             "evaluate the rows that learn nothing",
             ("ingest",),
             lambda refs: no_learning_call(settings.evaluation, ingest=refs["ingest"]),
         )
     )
-    return _needed(slots)
+    # what no evaluation needs is left out, e.g. the language model where only Base is wanted
+    return upstream(slots, {slot.name for slot in slots if slot.stage == "evaluation"})
 
 
 def e4srec_slots(settings: PipelineSettings) -> list[Slot]:
@@ -182,13 +190,14 @@ def e4srec_slots(settings: PipelineSettings) -> list[Slot]:
     ]
 
 
-def cost_slots(settings: PipelineSettings) -> list[Slot]:
-    """The measurement of what the language model costs P2Rec and E4SRec, in one run."""
+def cost_slots(settings: PipelineSettings, texts: TextFile | None) -> list[Slot]:
+    """The measurement of what the language model costs P2Rec and E4SRec, in one run; P2Rec reads what it trains on."""
+    beside = _texts_beside(settings, texts)
     return [
         Slot(
             "cost",
             "measure the language model's cost",
-            ("ingest", "backbone", "preferences"),
+            ("ingest", "backbone", "clusters", "preferences", *beside),
             lambda refs: cost_call(
                 settings.language_model,
                 settings.finetune,
@@ -196,10 +205,36 @@ def cost_slots(settings: PipelineSettings) -> list[Slot]:
                 settings.cost,
                 ingest=refs["ingest"],
                 backbone=refs["backbone"],
+                clusters=refs["clusters"],
                 preferences=refs["preferences"],
+                text=refs["text"] if beside else None,
             ),
         )
     ]
+
+
+def probe_slots(settings: PipelineSettings, texts: TextFile | None) -> list[Slot]:
+    """What the knowledge that +P2Rec is given carries by itself; needs a pipeline's ingest and that knowledge."""
+    source = KNOWLEDGE_SLOTS[settings.fusion.source]
+    return [
+        Slot(
+            PROBE,
+            "probe the knowledge",
+            ("ingest", *source),
+            lambda refs: probe_call(
+                settings.fusion,
+                ingest=refs["ingest"],
+                knowledge=refs[source[0]] if source else None,
+                seed=settings.recommender.training.seed,
+                item_texts=None if texts is None else texts.path,
+            ),
+        )
+    ]
+
+
+def _texts_beside(settings: PipelineSettings, texts: TextFile | None) -> tuple[str, ...]:
+    """The slot of the items' texts, where the language model reads them beside the backbone's embeddings."""
+    return ("text",) if texts is not None and settings.language_model.item_text else ()
 
 
 def _knowledge_slot(settings: PipelineSettings, beside: tuple[str, ...], *, tuned: bool) -> Slot:
@@ -257,16 +292,12 @@ def _recommender_slots(settings: PipelineSettings, variant: Variant) -> list[Slo
     ]
 
 
-def _needed(slots: list[Slot]) -> list[Slot]:
-    """Leave out what no evaluation needs, e.g. the language model where only Base is wanted."""
-    by_name = {slot.name: slot for slot in slots}
-    wanted: set[str] = set()
-    waiting = [slot.name for slot in slots if slot.stage == "evaluation"]
-    while waiting:
-        name = waiting.pop()
-        if name not in wanted:
-            wanted.add(name)
-            waiting.extend(by_name[name].needs)
+def upstream(slots: list[Slot], chosen: Collection[str]) -> list[Slot]:
+    """The chosen slots and all that they need, in order."""
+    wanted = set(chosen)
+    for slot in reversed(slots):
+        if slot.name in wanted:
+            wanted.update(slot.needs)
     return [slot for slot in slots if slot.name in wanted]
 
 

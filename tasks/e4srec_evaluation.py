@@ -9,7 +9,7 @@ from p2rec_core.settings.language import E4SRecSettings, LanguageModelSettings
 from p2rec_core.settings.pipeline import EvaluationSettings
 from storage.artefacts import ArtefactRef
 from tasks.arrays import vectors
-from tasks.evaluation import _HELD_OUT, _evaluate
+from tasks.evaluation import evaluate, held_out_inputs
 from tasks.language_model import language_model_source, open_language_model
 from tasks.stage import StageCall, StageContext
 
@@ -62,8 +62,7 @@ def e4srec_evaluation_call(
         | language_model.model_dump(mode="json", include={"dtype", "quantisation"})
         | e4srec.model_dump(mode="json", include=_READ)
         | {"method": METHOD, "variant": VARIANT},
-        inputs={name: (ingest, file) for name, file in _HELD_OUT.items()}
-        | {"embeddings": (backbone, "item_embeddings"), "adapter": (model, "adapter")},
+        inputs=held_out_inputs(ingest) | {"embeddings": (backbone, "item_embeddings"), "adapter": (model, "adapter")},
         compute=compute,
         sources=language_model_source(language_model, seed=e4srec.seed),
     )
@@ -103,4 +102,4 @@ def _rank(
         )
         return SplitRanks(np.flatnonzero(wanted > 0), keep, mask)
 
-    return opened.facts() | _evaluate(context, settings, {(METHOD, VARIANT): rank})
+    return opened.facts() | evaluate(context, settings, {(METHOD, VARIANT): rank})

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from p2rec_core.evaluation import SplitRanks
     from p2rec_core.sequences import RaggedSequences
 
-_HELD_OUT = {"sequences": "sequences", "validation": "validation", "test": "test", "items": "items"}
+
+def held_out_inputs(ingest: ArtefactRef) -> dict[str, tuple[ArtefactRef, str]]:
+    """What every evaluation reads of a dataset, see ``StageCall.inputs``: histories, held-out items, the catalogue."""
+    return {file: (ingest, file) for file in ("sequences", "validation", "test", "items")}
 
 
 def evaluation_call(
@@ -46,14 +49,14 @@ def evaluation_call(
         def rank(history: "RaggedSequences", wanted: "NDArray[np.int32]") -> "SplitRanks":
             return recommender_ranks(loaded, history, wanted, max_length=encoder.max_length, device=device)
 
-        return _evaluate(context, settings, {(encoder.backbone, str(variant)): rank})
+        return evaluate(context, settings, {(encoder.backbone, str(variant)): rank})
 
     return StageCall(
         stage="evaluation",
         module="tasks.evaluation",
         settings=settings.model_dump(mode="json")
         | {"encoder": encoder.model_dump(mode="json"), "variant": str(variant)},
-        inputs={name: (ingest, file) for name, file in _HELD_OUT.items()} | {"model": (model, "model")},
+        inputs=held_out_inputs(ingest) | {"model": (model, "model")},
         compute=compute,
         extra_modules=(encoder_entry(encoder.backbone).module,),
     )
@@ -70,23 +73,36 @@ def no_learning_call(settings: EvaluationSettings, *, ingest: ArtefactRef) -> St
         def ranker(method: str) -> Callable[..., "SplitRanks"]:
             return lambda history, wanted: no_learning_ranks(method, history, wanted, n_items)
 
-        return _evaluate(context, settings, {(method, "none"): ranker(method) for method in NO_LEARNING})
+        return evaluate(context, settings, {(method, "none"): ranker(method) for method in NO_LEARNING})
 
     return StageCall(
         stage="evaluation",
         module="tasks.evaluation",
         settings=settings.model_dump(mode="json") | {"variant": "none"},
-        inputs={name: (ingest, file) for name, file in _HELD_OUT.items()},
+        inputs=held_out_inputs(ingest),
         compute=compute,
     )
 
 
-def _evaluate(
+def evaluate(
     context: StageContext,
     settings: EvaluationSettings,
     rankers: "dict[tuple[str, str], Callable[[RaggedSequences, NDArray[np.int32]], SplitRanks]]",
 ) -> dict[str, Any]:
-    """Rank both splits with every ranker and write ``user_ranks`` and ``metrics``."""
+    """Rank both splits with every ranker and write ``user_ranks`` and ``metrics``.
+
+    Args:
+        context: Has ``held_out_inputs``.
+        settings: Cut-offs.
+        rankers: By method and variant: histories and targets, int32 (users,), 0 = none, to ranks.
+
+    Returns:
+        Facts for the manifest: the metrics, and how many test targets there are and how many of them no training
+        part holds.
+
+    Raises:
+        DataError: No user has a test item.
+    """
     from p2rec_core.ranking import NOT_ELIGIBLE, rank_metrics
 
     training = ragged(context.table("sequences"))

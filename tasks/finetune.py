@@ -1,18 +1,13 @@
 """Stage 5: fine-tune the language model, one example per user."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from p2rec_core.settings.language import FinetuneSettings, LanguageModelSettings
 from storage.artefacts import ArtefactRef
 from tasks.arrays import learning_curve, ragged, vectors
 from tasks.language_model import NOT_READ_WITH_ITEMS, language_model_source, open_language_model, read_items
+from tasks.preferences import finer_preferences
 from tasks.stage import StageCall, StageContext
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from p2rec_core.sequences import RaggedSequences
 
 
 def finetune_call(
@@ -76,7 +71,7 @@ def _finetune(
         sequences.items,
         sequences.offsets,
         preferences,
-        finer=_finer_preferences(context, sequences),
+        finer=finer_preferences(context, sequences),
         **settings.model_dump(),
         pooling=language_model.pooling,
         device=opened.device,
@@ -100,13 +95,3 @@ def _finetune(
         "last": last,
         "notes": list(result.notes),
     }
-
-
-def _finer_preferences(context: StageContext, sequences: "RaggedSequences") -> "list[NDArray[np.float32]]":
-    """Users' preferences over each finer grouping, float32 (U, K), coarser groupings first as they were asked for."""
-    from p2rec_core.preferences import preference_vectors
-
-    table = context.table("finer")
-    sizes = table.column("n_clusters").to_numpy()
-    cluster = table.column("cluster").to_numpy()
-    return [preference_vectors(sequences, cluster[sizes == k], int(k)) for k in dict.fromkeys(sizes.tolist())]

@@ -11,7 +11,10 @@ import time
 from functools import cache
 from pathlib import Path
 
-COMPUTING = ("p2rec_core", "storage.ingest", "tasks.arrays", "tasks.language_model", "tasks.evaluation")
+COMPUTING = (
+    *("p2rec_core", "storage.ingest"),
+    *("tasks.arrays", "tasks.language_model", "tasks.preferences", "tasks.evaluation", "tasks.recommender"),
+)
 """Packages and modules whose code decides what a stage computes."""
 
 NOT_COMPUTING = (

@@ -18,13 +18,10 @@ from p2rec_core.settings.pipeline import PipelineSettings
 from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import ArtefactRef, Store
 from storage.datasets import Progress
-from tasks.dag import Slot, cost_slots, e4srec_slots, pipeline_slots
+from tasks.dag import NO_LEARNING, PROBE, Slot, cost_slots, e4srec_slots, pipeline_slots, probe_slots, upstream
 from tasks.estimate import Kinds, kinds_of
 from tasks.sources import Source, TextFile, find_source
 from tasks.stage import StageCall, StageResult
-
-NO_LEARNING = "evaluation.no-learning"
-"""The slot of the rows that learn nothing, which a dataset's cells share."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Recipe:
         """The slots, each after those that it needs."""
         slots = self.pipeline()
         for extra in self.extras:
-            slots.extend(EXTRAS[extra](self.settings))
+            slots.extend(EXTRAS[extra](self.settings, self.texts))
         return slots
 
     def to_json(self) -> dict[str, Any]:
@@ -77,11 +74,18 @@ class Recipe:
         return cls(values["dataset"], Path(values["source"]), texts, settings, tuple(values["extras"]))
 
 
-EXTRAS: dict[str, Callable[[PipelineSettings], list[Slot]]] = {"e4srec": e4srec_slots, "cost": cost_slots}
-"""Further slots of a dataset, by the experiment's switch that asks for them (``e4srec``, ``cost``).
+EXTRAS: dict[str, Callable[[PipelineSettings, TextFile | None], list[Slot]]] = {
+    "e4srec": lambda settings, texts: e4srec_slots(settings),
+    "cost": cost_slots,
+    "probes": probe_slots,
+}
+"""Further slots, by the experiment's switch that asks for them (``e4srec``, ``cost``, ``probes``).
 
-Each may need slots of a +P2Rec pipeline by name; ``Recipe.slots`` puts them behind these.
+Each may need slots of a +P2Rec pipeline by name; ``Recipe.slots`` puts them behind these. A dataset has each of them
+once, but for ``probes``, which every +P2Rec arm has of its own knowledge.
 """
+
+_OF_AN_ARM = "probes"
 
 
 @dataclass(frozen=True)
@@ -222,8 +226,7 @@ class Matrix:
         self, dataset: str, arm: str, backbone: str | None, seed: int | None, chosen: Mapping[str, Value]
     ) -> PipelineSettings:
         settings = self.experiment.pipeline(dataset, arm, backbone=backbone, seed=seed, chosen=chosen)
-        ingest = type(settings.ingest).model_validate(settings.ingest.model_dump() | self.sources[dataset].ingest)
-        changed: dict[str, Any] = {"ingest": ingest}
+        changed: dict[str, Any] = {"ingest": self.sources[dataset].ingest_settings(settings.ingest)}
         if self._threads is not None:
             changed["runtime"] = settings.runtime.model_copy(update={"threads": self._threads})
         return settings.model_copy(update=changed)
@@ -266,7 +269,7 @@ class Matrix:
                 )
             recipe = self._recipe(group.dataset, settings)
             trained = f"recommender.{group.backbone}.{experiment.arms[group.arm].variant}"
-            slots = _upstream(recipe.slots(), trained)
+            slots = upstream(recipe.slots(), {trained})
             rank = (0, self.groups.index(group), number)
             placed = self._place(recipe, slots, group.arm, f"/seed{seed}/trial{number}", rank)
             group.trials.append((point, placed[trained]))
@@ -281,9 +284,20 @@ class Matrix:
             placed = self._place(recipe, recipe.slots(), group.arm, f"/seed{seed}", rank)
             own = f"{group.backbone}.{variant}"
             self.cells[cell] = PlannedCell(cell, variant, placed, f"recommender.{own}", f"evaluation.{own}")
+            if variant is Variant.P2REC and seed == self.experiment.seeds[0] and self.experiment.probes:
+                self._add_probe(cell, settings, rank)
+
+    def _add_probe(self, cell: Cell, settings: PipelineSettings, rank: tuple[int, ...]) -> None:
+        """What a cell's knowledge carries; beside the cell, which is whole without it.
+
+        One seed stands for all, since no knowledge but noise depends on it.
+        """
+        recipe = self._recipe(cell.dataset, settings, (_OF_AN_ARM,))
+        placed = self._place(recipe, upstream(recipe.slots(), {PROBE}), cell.arm, "", rank)
+        self.shared[cell.dataset][f"{PROBE}.{cell.method}.{cell.arm}"] = placed[PROBE]
 
     def _add_extras(self, dataset: str) -> None:
-        wanted = tuple(name for name in EXTRAS if getattr(self.experiment, name, False))
+        wanted = tuple(name for name in EXTRAS if name != _OF_AN_ARM and getattr(self.experiment, name))
         arm = self.experiment.role(Variant.P2REC)
         if not wanted or arm is None:
             return
@@ -292,7 +306,7 @@ class Matrix:
         pipeline = {slot.name for slot in recipe.pipeline()}
         slots = recipe.slots()
         needed = {need for slot in slots if slot.name not in pipeline for need in slot.needs}
-        kept = {slot.name for need in needed & pipeline for slot in _upstream(slots, need)}
+        kept = {slot.name for slot in upstream(slots, needed & pipeline)}
         slots = [slot for slot in slots if slot.name not in pipeline or slot.name in kept]
         placed = self._place(recipe, slots, arm, "", (2,))
         self.shared[dataset].update(placed)
@@ -316,7 +330,7 @@ class Matrix:
                 name = self._name(recipe.dataset, slot, arm, own)
                 self._add_node(name, recipe, slot, needs, call, rank if _is_own(slot) else (-1,))
             placed[slot.name] = self._identities[identity]
-            if not _is_own(slot):
+            if not _is_own(slot) and slot.name != PROBE:
                 self.shared[recipe.dataset].setdefault(slot.name, placed[slot.name])
         return placed
 
@@ -363,15 +377,6 @@ class _AnyFile(dict[str, str]):
 
 def _is_own(slot: Slot) -> bool:
     return slot.stage in ("recommender", "evaluation") and slot.name != NO_LEARNING
-
-
-def _upstream(slots: list[Slot], name: str) -> list[Slot]:
-    """A slot and all that it needs, in order."""
-    wanted = {name}
-    for slot in reversed(slots):
-        if slot.name in wanted:
-            wanted.update(slot.needs)
-    return [slot for slot in slots if slot.name in wanted]
 
 
 def _best(group: Group, results: Mapping[str, StageResult]) -> dict[str, Value]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from queue import Empty, SimpleQueue
+from typing import Self
 
 from p2rec_core.analysis.results import Cell
 from p2rec_core.errors import P2RecError
@@ -133,6 +134,12 @@ class MatrixRun:
                         if (job := self._looked_at(node)) is not None:
                             yield job
             grown = self._grow()
+
+    def looked_up(self) -> Self:
+        """What is there: ``results`` is in the store, ``prepared`` could be computed, the rest waits for it."""
+        for _ in self.advance():
+            pass
+        return self
 
     def take(self) -> Job | None:
         """The next job, if there is one and a place for it."""
@@ -327,14 +334,6 @@ def drive(
             changed = False
             continue
         run.settle(job_done, outcome)
-
-
-def looked_up(matrix: Matrix, store: Store, *, parallel: int, walls: Walls | None = None) -> MatrixRun:
-    """What a run would find: ``results`` is in the store, ``prepared`` could be computed, the rest waits for it."""
-    run = MatrixRun(matrix, store, parallel=parallel, walls=walls)
-    for _ in run.advance():
-        pass
-    return run
 
 
 def summary_of(results: Mapping[str, StageResult]) -> dict[str, int]:

@@ -7,10 +7,10 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.states import Completed
 
 from p2rec_core.progress import Progress
 from tasks.matrix_run import Finished, Job, Running
+from tasks.prefect_task import completed
 from tasks.progress import StageProgress
 from tasks.stage import StageResult
 from tasks.worker import Order, WorkerPool
@@ -30,13 +30,9 @@ def node_task(name: str, answer: Answer) -> State[dict[str, Any]]:
     Returns:
         A state named Cached, Computed or Rebuilt whose data is ``StageResult.to_json``.
     """
-    log = get_run_logger()
     progress = StageProgress(name)
-    result = answer(progress, log.info)
-    progress.finish()
-    message = f"{result.outcome}: {result.reason}; {result.ref.stage}/{result.ref.key}, {result.wall_s:.1f} s"
-    log.info(message)
-    return Completed(name=str(result.outcome).capitalize(), message=message, data=result.to_json())
+    result = answer(progress, get_run_logger().info)
+    return completed(result, progress)
 
 
 def show_cached(job: Job, result: StageResult) -> None:

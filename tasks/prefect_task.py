@@ -34,12 +34,17 @@ def stage_task(
     Returns:
         A state named Cached, Computed or Rebuilt whose data is ``StageResult.to_json``.
     """
-    log = get_run_logger()
+    log = get_run_logger().info
     progress = StageProgress(slot.title)
-    result = run_stage(slot.call(refs), store, runtime=runtime, force=force, progress=progress, log=log.info)
+    result = run_stage(slot.call(refs), store, runtime=runtime, force=force, progress=progress, log=log)
+    return completed(result, progress)
+
+
+def completed(result: StageResult, progress: StageProgress) -> State[dict[str, Any]]:
+    """The end of the present task run, logged: a state named as the outcome, whose data is ``StageResult.to_json``."""
     progress.finish()
     message = f"{result.outcome}: {result.reason}; {result.ref.stage}/{result.ref.key}, {result.wall_s:.1f} s"
-    log.info(message)
+    get_run_logger().info(message)
     return Completed(name=str(result.outcome).capitalize(), message=message, data=result.to_json())
 
 

@@ -1,12 +1,18 @@
 """Stage 4: training sequences x clusters → user preference vectors."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from storage.artefacts import ArtefactRef
 from tasks.arrays import numbering, ragged, vector_array
 from tasks.stage import StageCall, StageContext
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from p2rec_core.sequences import RaggedSequences
 
 
 def preferences_call(*, ingest: ArtefactRef, clusters: ArtefactRef) -> StageCall:
@@ -42,3 +48,18 @@ def preferences_call(*, ingest: ArtefactRef, clusters: ArtefactRef) -> StageCall
         },
         compute=compute,
     )
+
+
+def finer_preferences(context: StageContext, sequences: "RaggedSequences") -> "list[NDArray[np.float32]]":
+    """Users' preferences over each finer grouping, float32 (U, K), in the order they were asked for.
+
+    Args:
+        context: Has the input ``finer``.
+        sequences: Training parts of all users.
+    """
+    from p2rec_core.preferences import preference_vectors
+
+    table = context.table("finer")
+    sizes = table.column("n_clusters").to_numpy()
+    cluster = table.column("cluster").to_numpy()
+    return [preference_vectors(sequences, cluster[sizes == k], int(k)) for k in dict.fromkeys(sizes.tolist())]

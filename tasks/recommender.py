@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from p2rec_core.training.recommender import Knowledge
 
 
-_KNOWLEDGE = {
+KNOWLEDGE_TABLES = {
     KnowledgeSource.TUNED: ("item_knowledge", "knowledge"),
     KnowledgeSource.UNTUNED: ("item_knowledge", "knowledge"),
     KnowledgeSource.TEXT: ("item_texts", "embedding"),
@@ -67,7 +67,7 @@ def recommender_call(
     elif variant is Variant.P2REC:
         if fusion.source is not KnowledgeSource.RANDOM:
             assert knowledge is not None
-            inputs["knowledge"] = (knowledge, _KNOWLEDGE[fusion.source][0])
+            inputs["knowledge"] = (knowledge, KNOWLEDGE_TABLES[fusion.source][0])
         chosen["fusion"] = fusion.model_dump(mode="json")
 
     def compute(context: StageContext) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         clusters = context.table("clusters").column("cluster").to_numpy()
         n_clusters = int(clusters.max()) + 1
     if fusion is not None:
-        knowledge = _knowledge(context, fusion, items.num_rows, settings.training.seed)
+        knowledge = prepared_knowledge(context, fusion, items.num_rows, settings.training.seed)
     training = settings.training
     trained = train_recommender(
         sequences,
@@ -144,25 +144,44 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
     }
 
 
-def _knowledge(context: StageContext, fusion: FusionSettings, n_items: int, seed: int) -> "Knowledge":
-    """The knowledge embeddings, prepared for the item table."""
+def prepared_knowledge(context: StageContext, fusion: FusionSettings, n_items: int, seed: int) -> "Knowledge":
+    """The knowledge embeddings, prepared for the item table.
+
+    Args:
+        context: Has the artefact of ``fusion.source`` as its input ``knowledge``, unless that is noise.
+        fusion: Source and preparation.
+        n_items: N.
+        seed: Seed of the recommender's training, which noise is drawn from.
+
+    Raises:
+        ModelError: A knowledge embedding is not finite.
+        DataError: More components are asked for than the embeddings have rank.
+    """
     from p2rec_core.errors import ModelError
     from p2rec_core.training.recommender import Knowledge
     from p2rec_core.whitening import pca_whitened, standardised
 
     if fusion.source is KnowledgeSource.RANDOM:
         rng = np.random.default_rng((seed, 0x6E6F697365))
-        matrix = rng.standard_normal((n_items, fusion.n_components)).astype(np.float32)
+        embeddings = rng.standard_normal((n_items, fusion.n_components)).astype(np.float32)
     else:
-        matrix = vectors(context.table("knowledge"), _KNOWLEDGE[fusion.source][1])
-    bad = int((~np.isfinite(matrix)).any(axis=1).sum())
+        embeddings = vectors(context.table("knowledge"), KNOWLEDGE_TABLES[fusion.source][1])
+    bad = int((~np.isfinite(embeddings)).any(axis=1).sum())
     if bad:
         raise ModelError(
-            f"{bad} of {len(matrix)} knowledge embeddings are not finite.",
+            f"{bad} of {len(embeddings)} knowledge embeddings are not finite.",
             remedy="Run the stage finetune again with a lower finetune.learning_rate.",
         )
     if fusion.whitening is Whitening.PCA:
-        matrix = pca_whitened(matrix, fusion.n_components)
+        embeddings = pca_whitened(embeddings, fusion.n_components)
     elif fusion.whitening is Whitening.STANDARDISE:
-        matrix = standardised(matrix)
-    return Knowledge(matrix, str(fusion.kind), fusion.std, fusion.trainable)
+        embeddings = standardised(embeddings)
+    return Knowledge(
+        embeddings,
+        str(fusion.kind),
+        fusion.std,
+        fusion.trainable,
+        fusion.smoothing,
+        fusion.n_neighbours,
+        fusion.temperature,
+    )

@@ -8,14 +8,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from p2rec_core.analysis.results import Cell, CellResult, DatasetFacts, ExperimentResults, Roles
+from p2rec_core.analysis.results import (
+    Cell,
+    CellResult,
+    DatasetFacts,
+    ExperimentResults,
+    ProbedKnowledge,
+    Roles,
+    arm_order,
+    method_order,
+)
 from p2rec_core.errors import ArtefactMissing
 from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import Artefact, ArtefactRef, Store
-from tasks.dag import E4SREC_EVALUATION
+from tasks.dag import E4SREC_EVALUATION, NO_LEARNING, PROBE
 from tasks.e4srec_evaluation import METHOD, VARIANT
 from tasks.experiments import CellRecord, ExperimentRecord, command_for, read_record
-from tasks.matrix import NO_LEARNING
 from tasks.matrix_run import CellState
 
 if TYPE_CHECKING:
@@ -68,26 +76,14 @@ def _roles(record: ExperimentRecord) -> Roles:
 def _cell_result(store: Store, entry: CellRecord) -> CellResult:
     trained = store.load(entry.slots[entry.trained])
     evaluated = store.load(entry.slots[entry.evaluated])
-    table = evaluated.table("user_ranks", ["user_idx", "split", "seen", "rank"])
-    ranks = {seen: _ranks(table, seen) for seen in ("keep", "mask")}
-    manifest = trained.manifest
-    facts: dict[str, Any] = {
+    info = trained.manifest.info
+    facts = {
         "wall_s": entry.wall_s,
-        **{name: manifest.info.get(name) for name in ("best_epoch", "n_epochs", "n_parameters")},
+        **{name: info.get(name) for name in ("best_epoch", "n_epochs", "n_parameters")},
         "trials": entry.trials,
         "chosen": entry.chosen,
-        "versions": manifest.versions,
-        "key": f"{trained.stage}/{trained.key}",
-        "code": manifest.fingerprint,
     }
-    return CellResult(
-        cell=entry.cell,
-        users=ranks["keep"][0],
-        ranks={seen: values for seen, (_, values) in ranks.items()},
-        validation=float("nan") if entry.validation is None else entry.validation,
-        curve=_curve(trained.table("history")),
-        facts=facts,
-    )
+    return _result(entry.cell, trained, evaluated, "history", validation=entry.validation, facts=facts)
 
 
 def _e4srec(store: Store, dataset: str, slots: Mapping[str, ArtefactRef]) -> CellResult | None:
@@ -95,33 +91,44 @@ def _e4srec(store: Store, dataset: str, slots: Mapping[str, ArtefactRef]) -> Cel
     trained, evaluated = _there(store, slots, "e4srec"), _there(store, slots, E4SREC_EVALUATION)
     if trained is None or evaluated is None:
         return None
-    table = evaluated.table("user_ranks", ["user_idx", "split", "seen", "rank"])
-    ranks = {seen: _ranks(table, seen) for seen in ("keep", "mask")}
     manifest = trained.manifest
     validation = [
         entry["value"]
         for entry in evaluated.manifest.info["metrics"]
         if (entry["split"], entry["seen"], entry["metric"], entry["k"]) == ("validation", "keep", "NDCG", 10)
     ]
-    facts: dict[str, Any] = {
+    facts = {
         "wall_s": manifest.wall_s,
         **{name: manifest.info.get(name) for name in ("best_epoch", "n_epochs", "n_steps", "machine")},
-        "versions": manifest.versions,
-        "key": f"{trained.stage}/{trained.key}",
-        "code": manifest.fingerprint,
     }
+    cell = Cell(dataset, METHOD, VARIANT, int(manifest.settings["seed"]))
+    best = validation[0] if validation else None
+    return _result(cell, trained, evaluated, "finetune_history", validation=best, facts=facts)
+
+
+def _result(
+    cell: Cell,
+    trained: Artefact,
+    evaluated: Artefact,
+    history: str,
+    *,
+    validation: float | None,
+    facts: dict[str, Any],
+) -> CellResult:
+    """A cell from its training, whose learning curve is in the table ``history``, and its evaluation."""
+    table = evaluated.table("user_ranks", ["user_idx", "split", "seen", "rank"])
+    ranks = {seen: _ranks(table, seen) for seen in ("keep", "mask")}
+    curve = trained.table(history)
+    manifest = trained.manifest
+    made = {"versions": manifest.versions, "key": f"{trained.stage}/{trained.key}", "code": manifest.fingerprint}
     return CellResult(
-        cell=Cell(dataset, METHOD, VARIANT, int(manifest.settings["seed"])),
+        cell=cell,
         users=ranks["keep"][0],
         ranks={seen: values for seen, (_, values) in ranks.items()},
-        validation=validation[0] if validation else float("nan"),
-        curve=_curve(trained.table("finetune_history")),
-        facts=facts,
+        validation=float("nan") if validation is None else validation,
+        curve=list(zip(*(curve.column(name).to_pylist() for name in ("epoch", "metric", "value")), strict=True)),
+        facts=facts | made,
     )
-
-
-def _curve(table: pa.Table) -> list[tuple[int, str, float]]:
-    return list(zip(*(table.column(name).to_pylist() for name in ("epoch", "metric", "value")), strict=True))
 
 
 def _ranks(table: pa.Table, seen: str) -> "tuple[NDArray[np.int32], NDArray[np.int32]]":
@@ -154,6 +161,7 @@ def _facts(store: Store, record: ExperimentRecord, dataset: str) -> DatasetFacts
         no_learning=_no_learning(store, shared.slots),
         agreement=agreement,
         cost=_cost(store, shared.slots),
+        probes=_probes(store, record, dataset),
         language_model=", ".join(labels),
     )
 
@@ -188,6 +196,32 @@ def _cost(store: Store, slots: Mapping[str, ArtefactRef]) -> list[dict[str, Any]
     artefact = _there(store, slots, "cost")
     rows: list[dict[str, Any]] = [] if artefact is None else artefact.table("language_model_cost").to_pylist()
     return rows
+
+
+def _probes(store: Store, record: ExperimentRecord, dataset: str) -> list[ProbedKnowledge]:
+    """What each distinct knowledge carries, in the order of the arms, where it was probed."""
+    roles = _roles(record)
+    found: dict[str, tuple[Artefact, set[str], set[str]]] = {}
+    slots = record.datasets[dataset].slots
+    for slot in slots:
+        stage, _, cell = slot.partition(".")
+        method, _, arm = cell.partition(".")
+        if stage == PROBE and arm in record.settings.arms and (artefact := _there(store, slots, slot)) is not None:
+            _, arms, methods = found.setdefault(artefact.key, (artefact, set(), set()))
+            arms.add(arm)
+            methods.add(method)
+    probed = [
+        ProbedKnowledge(
+            arms=tuple(sorted(arms, key=lambda arm: arm_order(arm, roles))),
+            methods=tuple(sorted(methods, key=method_order)),
+            source=artefact.manifest.info["source"],
+            width=artefact.manifest.info["width"],
+            key=key,
+            rows=artefact.table("probes").to_pylist(),
+        )
+        for key, (artefact, arms, methods) in found.items()
+    ]
+    return sorted(probed, key=lambda knowledge: arm_order(knowledge.arms[0], roles))
 
 
 def _there(store: Store, slots: Mapping[str, ArtefactRef], slot: str) -> Artefact | None:

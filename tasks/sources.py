@@ -48,6 +48,10 @@ class Source:
     synthetic: bool
     texts: TextFile | None = None
 
+    def ingest_settings(self, chosen: IngestSettings) -> IngestSettings:
+        """The chosen settings, but for those that belong to the file."""
+        return IngestSettings.model_validate(chosen.model_dump() | self.ingest)
+
 
 def find_source(dataset: str, store: Store, *, progress: Progress | None = None) -> Source:
     """Find a dataset's file, downloading it if it is known, public and nowhere on this machine.

@@ -19,6 +19,7 @@ from p2rec_core.progress import Progress, silent
 from p2rec_core.settings.pipeline import RuntimeSettings
 from storage.artefacts import Artefact, ArtefactRef, ArtefactWriter, InputRef, Store, content_key
 from tasks.fingerprint import code_fingerprint
+from tasks.machine import machine_facts
 
 VERIFIED = "the key matches and every byte is verified"
 """Why a cached artefact was taken."""
@@ -224,5 +225,5 @@ def _compute(
         call.stage, key, settings=call.settings, inputs=call.input_refs(), fingerprint=call.fingerprint()
     ) as writer:
         context = StageContext(inputs, writer, store.workspace(call.stage, key), runtime, progress)
-        info = call.compute(context)
+        info = call.compute(context) | {"machine": machine_facts(runtime)}
         return writer.publish(info, time.monotonic() - begun, replace=replace)

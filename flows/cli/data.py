@@ -67,7 +67,7 @@ def describe(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_j
     """
     opened = Store.open(store)
     source = find_source(dataset, opened)
-    settings = IngestSettings.model_validate(pipeline_settings(dataset=dataset).ingest.model_dump() | source.ingest)
+    settings = source.ingest_settings(pipeline_settings(dataset=dataset).ingest)
     _print_statistics(dataset, _ingest(source.path, settings, opened, as_json), as_json)
 
 

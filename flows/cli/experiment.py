@@ -186,10 +186,7 @@ def _parts(
 def _look(part: ExperimentSettings, store: Store, parallel: int | None) -> MatrixRun:
     if parallel is not None and parallel < 1:
         raise SettingsError(f"--parallel is {parallel}.", remedy="Give 1 or more.")
-    found = prepared_run(part, store, parallel)
-    for _ in found.advance():
-        pass
-    return found
+    return prepared_run(part, store, parallel).looked_up()
 
 
 def _show(found: MatrixRun, as_json: bool) -> None:

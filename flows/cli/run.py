@@ -21,12 +21,13 @@ from flows.cli.options import (
     StoreOption,
 )
 from flows.cli.terminal import StageBars, print_plan, print_report
-from flows.prepare import cached_report, chosen_slots, prepared_slots, upstream
+from flows.prepare import cached_report, chosen_slots, prepared_slots
 from flows.report import RunReport
 from p2rec_core.errors import P2RecError
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, pipeline_settings
 from storage.artefacts import ArtefactRef, Store
 from storage.snapshots import read_snapshot
+from tasks.dag import upstream
 from tasks.plan import plan
 from tasks.progress import listening
 

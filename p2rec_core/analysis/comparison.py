@@ -16,9 +16,9 @@ from p2rec_core.analysis.significance import (
     holm,
     paired_test,
     relative_gain,
-    user_metric,
     welch_test,
 )
+from p2rec_core.metrics import user_metric
 
 
 @dataclass(frozen=True, eq=False)

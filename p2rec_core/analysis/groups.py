@@ -1,13 +1,9 @@
 """Users in groups: by how active they are, and by how frequent the item is that they should be recommended."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from p2rec_core.analysis.comparison import Scores
-from p2rec_core.analysis.significance import PRIMARY_METRIC, mean_interval, relative_gain
 
 N_ACTIVITY_GROUPS = 5
 N_WARM_GROUPS = 4
@@ -60,39 +56,6 @@ def frequency_groups(target_n_train: NDArray[np.int32], n_warm: int = N_WARM_GRO
         part = np.searchsorted(limits, target_n_train[warm])
         groups.extend(_group(warm[part == i], target_n_train) for i in range(len(limits)))
     return groups
-
-
-def group_rows(
-    scores: Scores, dataset: str, groups: Sequence[Group], *, seen: str = "keep", metric: str = PRIMARY_METRIC
-) -> list[dict[str, object]]:
-    """One row per backbone, arm and group: the metric with its interval, and the gain over Base with its interval.
-
-    Args:
-        scores: The experiment's metrics.
-        dataset: The dataset that the groups' rows belong to.
-        groups: Users in groups.
-        seen: The seen policy.
-        metric: The metric.
-    """
-    rows: list[dict[str, object]] = []
-    for method in scores.results.backbones(dataset):
-        base = scores.of(dataset, method, scores.results.roles.base, seen)
-        for arm in scores.results.arms_of(dataset, method):
-            own = scores.of(dataset, method, arm, seen)
-            if own is None:
-                continue
-            for number, group in enumerate(groups, start=1):
-                values = own.per_user[metric][group.rows]
-                mean = mean_interval(values)
-                row: dict[str, object] = {"dataset": dataset, "method": method, "arm": arm, "seen": seen}
-                row |= {"metric": metric, "group": number, "name": group.name, "least": group.low, "most": group.high}
-                row |= {"n_users": len(values), "mean": mean.value, "low": mean.low, "high": mean.high}
-                if base is not None:
-                    gain = relative_gain(values, base.per_user[metric][group.rows])
-                    row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
-                    row |= {"reason": gain.reason if base is not own else ""}
-                rows.append(row)
-    return rows
 
 
 def _group(rows: NDArray[np.int64], values: NDArray[np.int32]) -> Group:

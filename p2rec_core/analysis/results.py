@@ -71,6 +71,27 @@ class CellResult:
     facts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
+@dataclass(frozen=True)
+class ProbedKnowledge:
+    """What knowledge embeddings carry by themselves, before any recommender is trained on them.
+
+    Attributes:
+        arms: Arms whose item tables are given just this matrix.
+        methods: Backbones that it holds for.
+        source: Where the knowledge comes from: "tuned", "text", …
+        width: Its columns.
+        key: Of the artefact.
+        rows: probe, metric, group, value, chance, n; see ``p2rec_core.probes.Measure``.
+    """
+
+    arms: tuple[str, ...]
+    methods: tuple[str, ...]
+    source: str
+    width: int
+    key: str
+    rows: Sequence[Mapping[str, Any]]
+
+
 @dataclass(frozen=True, eq=False)
 class DatasetFacts:
     """What is known of a dataset apart from the trained models.
@@ -87,6 +108,7 @@ class DatasetFacts:
         agreement: Arm → {"C1", "C2", "C3"} → share of items (paper, Fig. 5).
         cost: Rows of the language model's cost: method, phase ("training" | "inference"), level, n_instances,
             n_tokens, seconds_measured, n_tokens_measured, seconds_per_epoch.
+        probes: What the knowledge of the +P2Rec arms carries, one entry per distinct knowledge.
         language_model: Its label, which says random-init where the weights are random.
     """
 
@@ -100,6 +122,7 @@ class DatasetFacts:
     no_learning: Mapping[str, Mapping[str, NDArray[np.int32]]] = field(default_factory=lambda: MappingProxyType({}))
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: MappingProxyType({}))
     cost: Sequence[Mapping[str, Any]] = ()
+    probes: Sequence[ProbedKnowledge] = ()
     language_model: str = ""
 
 

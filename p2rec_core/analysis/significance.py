@@ -1,4 +1,4 @@
-"""Metrics per user, paired and unpaired tests, Holm's correction, and intervals of relative gains.
+"""Paired and unpaired tests over users and seeds, Holm's correction, and intervals of relative gains.
 
 Which test answers which question:
 
@@ -52,28 +52,6 @@ class Interval:
     low: float
     high: float
     reason: str = ""
-
-
-def user_metric(ranks: NDArray[np.int32], metric: str) -> NDArray[np.float64]:
-    """A metric of every user.
-
-    Args:
-        ranks: int32 (n,) from 1; 0 is a miss.
-        metric: "HR@k" or "NDCG@k". With one target per user NDCG is 1 / log2(rank + 1).
-
-    Returns:
-        float64 (n,) in [0, 1].
-
-    Raises:
-        ValueError: There is no such metric.
-    """
-    name, _, cutoff = metric.partition("@")
-    if name not in ("HR", "NDCG") or not cutoff.isdecimal() or int(cutoff) < 1:
-        raise ValueError(f"There is no metric '{metric}': expected HR@k or NDCG@k with k >= 1.")
-    hit = (ranks >= 1) & (ranks <= int(cutoff))
-    if name == "HR":
-        return hit.astype(np.float64)
-    return np.where(hit, 1 / np.log2(np.maximum(ranks, 1) + 1.0), 0.0)
 
 
 def paired_test(a: NDArray[np.float64], b: NDArray[np.float64]) -> Outcome:

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from p2rec_core.analysis.comparison import Comparison, Scores
-from p2rec_core.analysis.groups import activity_groups, frequency_groups, group_rows
+from p2rec_core.analysis.groups import Group, activity_groups, frequency_groups
 from p2rec_core.analysis.paper import ARMS, paper_gain, paper_gains, paper_row
 from p2rec_core.analysis.results import SEEN_POLICIES, DatasetFacts, ExperimentResults, Roles
-from p2rec_core.analysis.significance import METRICS, PRIMARY_METRIC, user_metric
+from p2rec_core.analysis.significance import METRICS, PRIMARY_METRIC, mean_interval, relative_gain
+from p2rec_core.metrics import user_metric
 
 Kind = Literal["text", "int", "float", "bool"]
 Row = Mapping[str, Any]
@@ -44,6 +45,7 @@ def all_tables(scores: Scores) -> list[Table]:
         frequency_table(scores),
         agreement_table(results),
         cost_table(results),
+        probes_table(results),
         curves_table(results),
         cells_table(results),
         missing_table(results),
@@ -163,6 +165,39 @@ def frequency_table(scores: Scores) -> Table:
     return Table("frequency", _GROUP_COLUMNS, rows)
 
 
+def group_rows(
+    scores: Scores, dataset: str, groups: Sequence[Group], *, seen: str = "keep", metric: str = PRIMARY_METRIC
+) -> list[dict[str, object]]:
+    """One row per backbone, arm and group: the metric with its interval, and the gain over Base with its interval.
+
+    Args:
+        scores: The experiment's metrics.
+        dataset: The dataset that the groups' rows belong to.
+        groups: Users in groups.
+        seen: The seen policy.
+        metric: The metric.
+    """
+    rows: list[dict[str, object]] = []
+    for method in scores.results.backbones(dataset):
+        base = scores.of(dataset, method, scores.results.roles.base, seen)
+        for arm in scores.results.arms_of(dataset, method):
+            own = scores.of(dataset, method, arm, seen)
+            if own is None:
+                continue
+            for number, group in enumerate(groups, start=1):
+                values = own.per_user[metric][group.rows]
+                mean = mean_interval(values)
+                row: dict[str, object] = {"dataset": dataset, "method": method, "arm": arm, "seen": seen}
+                row |= {"metric": metric, "group": number, "name": group.name, "least": group.low, "most": group.high}
+                row |= {"n_users": len(values), "mean": mean.value, "low": mean.low, "high": mean.high}
+                if base is not None:
+                    gain = relative_gain(values, base.per_user[metric][group.rows])
+                    row |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+                    row |= {"reason": gain.reason if base is not own else ""}
+                rows.append(row)
+    return rows
+
+
 def agreement_table(results: ExperimentResults) -> Table:
     """How far the language model's category of an item agrees with its cluster (paper, Fig. 5)."""
     rows = [
@@ -183,6 +218,21 @@ def cost_table(results: ExperimentResults) -> Table:
         for row in results.datasets[name].cost
     ]
     return Table("cost", columns, rows)
+
+
+def probes_table(results: ExperimentResults) -> Table:
+    """What the knowledge carries by itself, a row per arm that is given it; no value where nothing is known."""
+    rows = [
+        {"dataset": name, "arm": arm, "methods": ", ".join(probed.methods), "source": probed.source}
+        | {"width": probed.width, "key": probed.key}
+        | {column: row.get(column) for column in ("probe", "metric", "group", "value", "chance", "n")}
+        for name in results.dataset_names()
+        for probed in results.datasets[name].probes
+        for arm in probed.arms
+        for row in probed.rows
+    ]
+    columns = (*_texts("dataset", "arm", "methods", "source"), *_ints("width"), *_texts("probe", "metric", "group"))
+    return Table("probes", (*columns, *_floats("value", "chance"), *_ints("n"), *_texts("key")), rows)
 
 
 def curves_table(results: ExperimentResults) -> Table:

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from p2rec_core.backbones.registry import encoder_entry
 
+INIT_STD = 0.02
+"""Standard deviation of initial weights, as in RecBole's SASRec and the code of FMLP-Rec's authors."""
+
 
 class SequenceEncoder(nn.Module):
     """Maps the item vectors of a row to the state that the next item is predicted from.
@@ -45,6 +48,14 @@ class SequenceEncoder(nn.Module):
         """The state after the last item of each row, (B, d); finite but meaningless for a row without items."""
         states: Tensor = self(vectors, lengths)
         return states[torch.arange(len(states), device=states.device), (lengths - 1).clamp_min(0)]
+
+
+def initialise(module: nn.Module) -> None:
+    """Draw normal weights of linear and embedding layers and make biases zero; for ``Module.apply``."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INIT_STD)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
 
 
 def left_padded(vectors: Tensor, lengths: Tensor, length: int) -> Tensor:

@@ -4,9 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2rec_core.backbones.base import SequenceEncoder, left_padded
-
-INIT_STD = 0.02
+from p2rec_core.backbones.base import INIT_STD, SequenceEncoder, initialise, left_padded
 
 
 class FMLPRec(SequenceEncoder):
@@ -40,7 +38,7 @@ class FMLPRec(SequenceEncoder):
         self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(FilterBlock(hidden_size, inner_size, dropout, max_length) for _ in range(n_layers))
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def final(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """The state after the last item of each row, (B, d); see ``SequenceEncoder``."""
@@ -86,11 +84,3 @@ class FilterBlock(nn.Module):
         transformed: Tensor = self.outer(F.gelu(self.inner(x)))
         normed: Tensor = self.output_norm(x + self.dropout(transformed))
         return normed
-
-
-def _initialise(module: nn.Module) -> None:
-    """Normal weights of standard deviation 0.02, zero biases, as the authors do."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INIT_STD)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

@@ -5,11 +5,10 @@ file is not part of a stage's code fingerprint: the defaults are in the key as s
 that is used is fingerprinted by itself.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from p2rec_core.errors import SettingsError
+from p2rec_core.errors import SettingsError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,9 @@ def encoder_entry(backbone: str) -> Entry:
         SettingsError: No encoder has that name.
     """
     if backbone not in ENCODERS:
-        close = difflib.get_close_matches(backbone, ENCODERS, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = did_you_mean(backbone, ENCODERS)
         raise SettingsError(
-            f"There is no backbone {backbone!r}{hint}.", remedy=f"Choose one of: {', '.join(sorted(ENCODERS))}."
+            f"There is no backbone {backbone!r}{f' ({hint})' if hint else ''}.",
+            remedy=f"Choose one of: {', '.join(sorted(ENCODERS))}.",
         )
     return ENCODERS[backbone]

@@ -3,9 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2rec_core.backbones.base import SequenceEncoder
-
-INIT_STD = 0.02
+from p2rec_core.backbones.base import SequenceEncoder, initialise
 
 
 class SASRec(SequenceEncoder):
@@ -35,7 +33,7 @@ class SASRec(SequenceEncoder):
         self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(hidden_size, n_heads, inner_size, dropout) for _ in range(n_layers))
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """Encode; see ``SequenceEncoder.forward``. ``lengths`` are not needed."""
@@ -70,11 +68,3 @@ class _Block(nn.Module):
         transformed: Tensor = self.outer(F.gelu(self.inner(x)))
         normed: Tensor = self.output_norm(x + self.dropout(transformed))
         return normed
-
-
-def _initialise(module: nn.Module) -> None:
-    """Normal weights of standard deviation 0.02, zero biases, as RecBole does."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INIT_STD)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)

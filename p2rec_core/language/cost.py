@@ -8,12 +8,9 @@ Design choices:
 """
 
 import math
-import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +23,12 @@ from p2rec_core.language.instances import LanguageModelWork, inference_lengths
 from p2rec_core.language.knowledge import item_knowledge
 from p2rec_core.language.next_item_model import e4srec_scores
 from p2rec_core.progress import Progress, silent
+from p2rec_core.ranking import SCORED_ROWS
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.loop import FitSettings, fit
 
 _LEARNING_RATE = 1e-5
 """Has no bearing on the time."""
-_SCORED_ROWS = 512
-"""Users that E4SRec scores in one call."""
 _WARM_ROWS = 32
 """Rows of a call of inference that is not timed."""
 
@@ -84,12 +80,10 @@ class CostResult:
     Attributes:
         phases: Training of P2Rec and E4SRec, then inference of both.
         rounds: How often they took turns.
-        machine: Where it was measured.
     """
 
     phases: tuple[PhaseCost, PhaseCost, PhaseCost, PhaseCost]
     rounds: int
-    machine: dict[str, Any]
 
     def ratios(self) -> dict[str, float]:
         """E4SRec's tokens and seconds over P2Rec's, by phase."""
@@ -176,7 +170,7 @@ def measure_cost(
         ),
         _Timed(
             *("e4srec", "inference", "user"),
-            draw.calls(read, theirs, _SCORED_ROWS),
+            draw.calls(read, theirs, SCORED_ROWS),
             lambda steps: _infer(score, steps, warmup_steps, device),
         ),
     ]
@@ -187,30 +181,7 @@ def measure_cost(
             done += 1
             progress(done, rounds * len(timed), f"{one.method} {one.phase}: {one.seconds:.1f} s")
     first, second, third, fourth = (one.result() for one in timed)
-    return CostResult((first, second, third, fourth), rounds, machine_facts(device))
-
-
-def machine_facts(device: torch.device) -> dict[str, Any]:
-    """What a reader of seconds has to know of the machine; neither its name nor that of its user."""
-    facts: dict[str, Any] = {
-        "architecture": platform.machine(),
-        "processor": _processor(),
-        "n_cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": device.type,
-    }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-    return facts
-
-
-def _processor() -> str | None:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or None
+    return CostResult((first, second, third, fourth), rounds)
 
 
 @dataclass(frozen=True)
@@ -371,4 +342,4 @@ def _now(device: torch.device) -> float:
     return time.monotonic()
 
 
-__all__ = ["CostResult", "PhaseCost", "machine_facts", "measure_cost", "spread_sample"]
+__all__ = ["CostResult", "PhaseCost", "measure_cost", "spread_sample"]

@@ -14,11 +14,8 @@ from p2rec_core.language.item_model import ItemLanguageModel, Prefix
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.prompt import Prompt
 from p2rec_core.progress import Progress, silent
-from p2rec_core.ranking import target_ranks
+from p2rec_core.ranking import ranks_of_users
 from p2rec_core.sequences import RaggedSequences, tail_windows
-
-_SCORED_ROWS = 512
-"""Users whose scores are in memory at once; changes memory, not results."""
 
 
 class NextItemLanguageModel(ItemLanguageModel):
@@ -234,15 +231,11 @@ def e4srec_ranks(
     Raises:
         ModelError: The language model has too few positions, or a score is not finite.
     """
-    device = model.table.device
-    users = np.flatnonzero(targets > 0)
-    by_length = users[np.argsort(histories.lengths[users], kind="stable")]
-    keep, masked = np.zeros(len(targets), np.int32), np.zeros(len(targets), np.int32)
-    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+    with torch.autocast(model.table.device.type, autocast, enabled=autocast is not None):
         prefix = model.encode_prefix() if model.shares_prefix else None
-    for start in range(0, len(by_length), _SCORED_ROWS):
-        rows = by_length[start : start + _SCORED_ROWS]
-        scores = e4srec_scores(
+
+    def score(rows: NDArray[np.int64]) -> Tensor:
+        return e4srec_scores(
             model,
             histories,
             rows,
@@ -251,11 +244,8 @@ def e4srec_ranks(
             autocast=autocast,
             prefix=prefix,
         )
-        target = torch.from_numpy(targets[rows].astype(np.int64)).to(device)
-        k, m = target_ranks(scores, target, histories if mask else None, rows)
-        keep[rows], masked[rows] = k.cpu().numpy(), m.cpu().numpy()
-        progress(start + len(rows), len(users), f"{start + len(rows)} of {len(users)} users")
-    return keep[users], masked[users]
+
+    return ranks_of_users(score, targets, histories, histories.lengths, mask=mask, progress=progress)
 
 
 __all__ = ["NextItemLanguageModel", "build_e4srec", "e4srec_ranks", "e4srec_scores"]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.progress import Progress, silent
-from p2rec_core.whitening import pca_whitened, standardised
+from p2rec_core.whitening import leading_components, standardised
 
 
 @torch.inference_mode()
@@ -81,8 +81,7 @@ def item_features(
     if not described.any():
         return item_embeddings, trained
     # as many dimensions as the embedding has, so that neither drowns the other
-    rank = int(np.linalg.matrix_rank(text[described] - text[described].mean(axis=0), rtol=1e-4))
-    components = pca_whitened(text[described], min(item_embeddings.shape[1], rank))
+    components = leading_components(text[described], item_embeddings.shape[1], tolerance=1e-8)
     words = np.zeros((len(text), components.shape[1]), np.float32)
     words[described] = components
     known = np.zeros(item_embeddings.shape, np.float32)

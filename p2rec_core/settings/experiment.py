@@ -1,6 +1,5 @@
 """Settings of an experiment: a matrix of datasets, backbones, arms and seeds, and where they come from."""
 
-import difflib
 import itertools
 import json
 import tomllib
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from p2rec_core.backbones.registry import ENCODERS
-from p2rec_core.errors import SettingsError
+from p2rec_core.errors import SettingsError, did_you_mean
 from p2rec_core.settings.base import Settings
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, pipeline_settings
 from p2rec_core.settings.sequence_model import Variant
@@ -79,6 +78,8 @@ class ExperimentSettings(Settings):
     """Also train E4SRec, the instance-level method that the paper compares with, on every dataset."""
     cost: bool = False
     """Also measure the language model's cost, user-level against instance-level, on every dataset."""
+    probes: bool = False
+    """Also measure what the knowledge of every +P2Rec arm carries by itself, without a recommender."""
 
     @field_validator("datasets", "backbones", "seeds")
     @classmethod
@@ -246,9 +247,8 @@ def assigned(text: str) -> tuple[str, Value]:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"there is no {kind} {name!r} ({hint}known: {', '.join(names)})"
+    hint = did_you_mean(name, names)
+    return f"there is no {kind} {name!r} ({hint}{' ' if hint else ''}known: {', '.join(names)})"
 
 
 def _explain(entry: Any) -> str:

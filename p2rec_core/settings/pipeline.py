@@ -3,7 +3,6 @@
 Precedence, later wins: defaults, profile, dataset preset, recipe, configuration file, single assignments.
 """
 
-import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from p2rec_core.backbones.registry import DEFAULT_BACKBONE, ENCODERS
-from p2rec_core.errors import SettingsError
+from p2rec_core.errors import SettingsError, did_you_mean
 from p2rec_core.settings.base import Settings
 from p2rec_core.settings.clustering import ClusterSettings
 from p2rec_core.settings.data import IngestSettings
@@ -127,7 +126,7 @@ _RECIPES: dict[Recipe, dict[str, Any]] = {
             "response": "Response:",
             "pooling": "last",
         },
-        "fusion": {"kind": "gate", "whitening": "none", "std": 0.02},
+        "fusion": {"kind": "gate", "whitening": "none", "std": 0.02, "smoothing": 0.0},
     },
 }
 
@@ -140,6 +139,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "finetune": {"epochs": 1},
         "fusion": {"n_components": 32},
     },
+    # by validation: where items have few interactions, smoothing helps; on the denser sample it does harm (docs/log.md)
+    "beauty": {"fusion": {"smoothing": 0.5}},
 }
 _TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     "gru4rec": {"learning_rate": 8e-3},
@@ -273,8 +274,7 @@ def _explain(entry: Any) -> str:
     for part in entry["loc"][:-1]:
         model = model.model_fields[part].annotation
     known = sorted(model.model_fields)
-    close = difflib.get_close_matches(str(entry["loc"][-1]), known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+    hint = did_you_mean(str(entry["loc"][-1]), known) or f"known here: {', '.join(known)}"
     return f"{location}: there is no such setting ({hint})"
 
 

@@ -192,6 +192,13 @@ class FusionSettings(Settings):
     """Standard deviation of (projected) knowledge at the start."""
     trainable: bool = False
     """Whether the knowledge embeddings are fine-tuned with the recommender (kind = gate, sum, concat)."""
+    smoothing: float = Field(0.0, ge=0, le=1)
+    """Part of an item's vector that comes from the vectors of its nearest items by knowledge; 0 is the paper's. Worth
+    trying where items have few interactions."""
+    n_neighbours: int = Field(10, ge=1)
+    """How many nearest items these are (smoothing > 0)."""
+    temperature: float = Field(0.1, gt=0)
+    """Their weights are a softmax of cosine / temperature (smoothing > 0)."""
 
 
 class RecommenderSettings(Settings):

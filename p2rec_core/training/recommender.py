@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from p2rec_core.backbones.base import SequenceEncoder, make_encoder
 from p2rec_core.errors import ModelError
-from p2rec_core.fusion import ClusterTable, IdTable, knowledge_table
+from p2rec_core.fusion import ClusterTable, IdTable, SmoothedTable, knowledge_table, nearest_items
 from p2rec_core.progress import Progress, silent
 from p2rec_core.recommender import NextItemObjective, Recommender
 from p2rec_core.sequences import RaggedSequences
@@ -91,12 +91,30 @@ class Knowledge:
         fusion: One of ``fusion.FUSIONS``.
         std: Standard deviation of (projected) knowledge at the start.
         trainable: Whether the vectors are fine-tuned.
+        smoothing: Part of an item's vector that comes from its nearest items by knowledge.
+        n_neighbours: How many those are.
+        temperature: Of the softmax over their cosines.
     """
 
     vectors: NDArray[np.float32]
     fusion: str
     std: float
     trainable: bool = False
+    smoothing: float = 0.0
+    n_neighbours: int = 10
+    temperature: float = 0.1
+
+    def item_table(self, hidden_size: int) -> nn.Module:
+        """The item table of +P2Rec, d = ``hidden_size``.
+
+        Raises:
+            SettingsError: There is no such fusion.
+        """
+        table = knowledge_table(self.fusion, self.vectors, hidden_size, std=self.std, trainable=self.trainable)
+        if not self.smoothing or len(self.vectors) < 2:
+            return table
+        neighbours, weights = nearest_items(self.vectors, self.n_neighbours, temperature=self.temperature)
+        return SmoothedTable(table, neighbours, weights, smoothing=self.smoothing)
 
 
 @dataclass(frozen=True)
@@ -169,9 +187,7 @@ def train_recommender(
     torch.manual_seed(step_seed(training.seed, *_INITIALISATION))
     built = encoder.build()
     if knowledge is not None:
-        table: nn.Module = knowledge_table(
-            knowledge.fusion, knowledge.vectors, encoder.hidden_size, std=knowledge.std, trainable=knowledge.trainable
-        )
+        table = knowledge.item_table(encoder.hidden_size)
     elif clusters is not None and n_clusters is not None:
         table = ClusterTable(clusters, n_clusters, encoder.hidden_size)
     else:

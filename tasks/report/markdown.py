@@ -1,18 +1,17 @@
 """The report in Markdown, for places that show no pages."""
 
-import base64
 from collections.abc import Sequence
 
 from p2rec_core.analysis.comparison import Scores, require_comparable
 from p2rec_core.analysis.results import ExperimentResults
 from tasks.report import views
-from tasks.report.sentences import headline
+from tasks.report.sentences import ABOUT_PROBES, headline
 
 _SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\`*_[]<>|#~"} | {"\n": " ", "\r": " "})
 
 
 def report_markdown(results: ExperimentResults) -> str:
-    """What the results say, Table 2 under ``keep``, mean gains and what is missing.
+    """What the results say, Table 2 under ``keep``, mean gains, what the knowledge carries and what is missing.
 
     Raises:
         ResultsIncomplete: There is nothing to compare.
@@ -25,6 +24,10 @@ def report_markdown(results: ExperimentResults) -> str:
     for dataset in results.dataset_names():
         lines += ["", *view_markdown(views.results_view(scores, dataset, "keep"))]
     lines += ["", *view_markdown(views.mean_gains_view(scores, "keep"))]
+    if probed := [name for name in results.dataset_names() if results.datasets[name].probes]:
+        lines += ["", "## What the knowledge carries", "", " ".join(escaped(text) for text in ABOUT_PROBES)]
+        for dataset in probed:
+            lines += ["", *view_markdown(views.probes_view(scores, dataset))]
     if results.missing:
         lines += ["", "## Missing cells", "", *(f"- {escaped(str(cell))}" for cell in results.missing)]
         lines += ["", f"They are made by: {escaped(results.command)}"] if results.command else []
@@ -37,11 +40,6 @@ def view_markdown(view: views.View) -> list[str]:
     head = ["| " + " | ".join(escaped(column) for column in view.columns) + " |"]
     head.append("|" + " --- |" + f" {align} |" * (len(view.columns) - 1))
     return [f"**{escaped(view.caption)}**", "", *head, *(_row(line) for line in view.lines)]
-
-
-def image_markdown(png: bytes, alt: str) -> str:
-    """An image in Markdown that brings its own bytes."""
-    return f"![{escaped(alt)}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
 
 
 def escaped(text: str) -> str:

@@ -12,7 +12,7 @@ from tasks.report import views
 from tasks.report.figures import FigureSpec, Mark
 from tasks.report.files import json_for_reading
 from tasks.report.names import arm_title, dataset_title, method_title, plural, seconds
-from tasks.report.sentences import headline
+from tasks.report.sentences import ABOUT_PROBES, headline
 
 _HERE = Path(__file__).parent
 
@@ -91,6 +91,8 @@ def render(scores: Scores, drawings: dict[str, Drawing], tables: Sequence[str]) 
         mean_gains={s: views.mean_gains_view(scores, s) for s in policies},
         ablations=views.ablations_view(scores),
         cost=views.cost_view(scores),
+        probes=[views.probes_view(scores, d) for d in results.dataset_names() if results.datasets[d].probes],
+        about_probes=ABOUT_PROBES,
         datasets=views.datasets_view(scores),
         arms=views.arms_view(scores),
         budget=views.budget_view(scores),

@@ -10,6 +10,21 @@ from p2rec_core.analysis.significance import ALPHA, PRIMARY_METRIC, Interval
 from p2rec_core.analysis.tables import n_cold_targets, paper_mean_gain
 from tasks.report.names import arm_title, dataset_title, interval, listed, method_title, per_cent, plural
 
+ABOUT_PROBES = (
+    "Before any recommender is trained, the prepared knowledge is asked how much of it is where a recommender would "
+    "look; this is the matrix that the item table gets, whitened and cut. The last line is what vectors that carry "
+    "nothing would give.",
+    "Next item: the mean of the vectors of a user's last 5 training items ranks the validation item among all items by "
+    "cosine, seen items left out; NDCG@10 also by the target's training interactions. Chance is a random order. "
+    "Bought together: the part of an item's 10 nearest items that some user has together with it in training, over "
+    "items that occur there; chance is that of random neighbours. True category: how often the majority of the 10 "
+    "nearest items names an item's own category, where the dataset tells it; chance is the largest category's part. "
+    "Where the language model reads the category among an item's words, it tells what it was told.",
+    "Nothing here reads test items. What a recommender makes of the knowledge is in the ablations: it learns from the "
+    "same interactions, so that what it could learn anyway is worth less to it than it is here.",
+)
+"""How to read the probes of the knowledge, a paragraph each."""
+
 
 @dataclass(frozen=True)
 class Tile:

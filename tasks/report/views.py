@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from p2rec_core.analysis.comparison import ArmScores, Comparison, Scores
 from p2rec_core.analysis.paper import literature_rows, paper_row
-from p2rec_core.analysis.significance import ALPHA, METRICS, PRIMARY_METRIC, user_metric
+from p2rec_core.analysis.significance import ALPHA, METRICS, PRIMARY_METRIC
 from p2rec_core.analysis.tables import cells_table, cost_table, mean_gains_table
+from p2rec_core.metrics import user_metric
 from tasks.report.files import json_for_reading
 from tasks.report.names import (
     NONE,
@@ -15,6 +17,7 @@ from tasks.report.names import (
     count,
     dataset_title,
     interval,
+    listed,
     method_title,
     metric,
     p_value,
@@ -236,6 +239,46 @@ def cost_view(scores: Scores) -> View:
     ]
     columns = ["Method and phase", "Dataset", "One instance per", "Instances", "Tokens", "Per epoch", "Measured"]
     return View("The language model's work in one epoch", columns, lines)
+
+
+def probes_view(scores: Scores, dataset: str) -> View:
+    """What each distinct knowledge of a dataset carries by itself, with the levels by chance below; best is bold."""
+    results = scores.results
+    facts = results.datasets[dataset]
+    places = {(row["probe"], row["metric"], row["group"]): row for probed in facts.probes for row in probed.rows}
+    by_knowledge = [
+        {(row["probe"], row["metric"], row["group"]): row["value"] for row in probed.rows} for probed in facts.probes
+    ]
+    best = {
+        place: max((values[place] for values in by_knowledge if values.get(place) is not None), default=None)
+        for place in places
+    }
+    all_methods = {method for probed in facts.probes for method in probed.methods}
+    lines = []
+    for probed, values in zip(facts.probes, by_knowledge, strict=True):
+        entries = [Entry(probed.source, style="text"), Entry(count(probed.width))]
+        for place in places:
+            value = values.get(place)
+            entries.append(Entry(metric(value), style="best" if value is not None and value == best[place] else ""))
+        only = "" if set(probed.methods) == all_methods else listed([method_title(m) for m in probed.methods])
+        lines.append(Line(listed([arm_title(arm, results.roles) for arm in probed.arms]), entries, note=only))
+    blanks = [Entry("", style="text"), Entry("")]
+    chances = [Entry(metric(row["chance"]), [f"{count(row['n'])} {_PROBED[row['probe']]}"]) for row in places.values()]
+    lines.append(Line("Chance", [*blanks, *chances], "quoted first"))
+    headings = [_probe_heading(row) for row in places.values()]
+    return View(dataset_title(dataset, facts), ["Arms", "Source", "Width", *headings], lines)
+
+
+_PROBED = {"next_item": "users", "copurchase": "items", "category": "items"}
+_PROBE_HEADINGS = {"next_item": "Next item, {}", "copurchase": "Bought together", "category": "True category"}
+
+
+def _probe_heading(row: Mapping[str, Any]) -> str:
+    heading = _PROBE_HEADINGS[row["probe"]].format(row["metric"])
+    group = row["group"]
+    if group == "all":
+        return heading
+    return f"{row['metric']}, cold target" if group == "cold" else f"{row['metric']}, target {group} × in training"
 
 
 def datasets_view(scores: Scores) -> View:

@@ -1,5 +1,6 @@
 """Writing a report: one page, its figures as SVG and PNG, its tables as CSV and Parquet."""
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,11 @@ class FigureFile:
     caption: str
     svg: bytes
     png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The PNG as an address that brings its own bytes."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
 
 
 def write_report(results: ExperimentResults, out_dir: Path) -> ReportPaths:

@@ -158,9 +158,8 @@ def test_a_setting_that_only_experiments_read_changes_a_key(name):
         lm, e4srec = settings.language_model, settings.e4srec
         trained = e4srec_call(lm, e4srec, ingest=ingest, backbone=backbone)
         ranked = e4srec_evaluation_call(settings.evaluation, lm, e4srec, ingest=ingest, backbone=backbone, model=other)
-        cost = cost_call(
-            lm, settings.finetune, e4srec, settings.cost, ingest=ingest, backbone=backbone, preferences=other
-        )
+        read = {"ingest": ingest, "backbone": backbone, "clusters": other, "preferences": other}
+        cost = cost_call(lm, settings.finetune, e4srec, settings.cost, **read)
         return {trained.key(), ranked.key(), cost.key()}
 
     assert calls(changed(name)) != calls(DEFAULTS)

@@ -13,7 +13,9 @@ from p2rec_core.fusion import (
     GatedKnowledgeTable,
     IdTable,
     InitialisedTable,
+    SmoothedTable,
     knowledge_table,
+    nearest_items,
 )
 from p2rec_core.whitening import pca_whitened, standardised
 
@@ -219,3 +221,50 @@ def test_more_components_than_rank():
         "5 principal components are asked for; the knowledge embeddings (5 items x 8) have rank 4."
     )
     assert caught.value.remedy == "Set fusion.n_components to 4 or less."
+
+
+def test_smoothing_mixes_an_item_with_its_neighbours():
+    table = IdTable(3, D)
+    neighbours, weights = np.array([[1, 2], [0, 2], [0, 1]]), np.array([[0.25, 0.75]] * 3, np.float32)
+    x = table.embedding.detach()
+    expected = torch.stack([0.6 * x[v] + 0.4 * (0.25 * x[a] + 0.75 * x[b]) for v, (a, b) in enumerate(neighbours)])
+    smoothed = SmoothedTable(table, neighbours, weights, smoothing=0.4)()
+    assert not smoothed[0].any()
+    torch.testing.assert_close(smoothed[1:], expected)
+
+
+def test_smoothings_gradient_is_the_transposed_graphs():
+    rng = np.random.default_rng(3)
+    neighbours, weights = nearest_items(rng.normal(size=(N, E)).astype(np.float32), 4, temperature=0.5)
+    dense = torch.zeros(N, N).scatter_(1, torch.from_numpy(neighbours), torch.from_numpy(weights))
+    table, upstream = IdTable(N, D), torch.from_numpy(rng.normal(size=(N, D)).astype(np.float32))
+    (SmoothedTable(table, neighbours, weights, smoothing=0.3)()[1:] * upstream).sum().backward()
+    torch.testing.assert_close(table.embedding.grad, (0.7 * torch.eye(N) + 0.3 * dense).T @ upstream)
+
+
+def test_nearest_items_are_the_others_by_cosine():
+    rows = np.array([[1, 0], [2, 0.1], [0, 3], [0.1, 1], [-1, 0]], np.float32)
+    neighbours, weights = nearest_items(rows, 2, temperature=0.1)
+    assert neighbours[:4, 0].tolist() == [1, 0, 3, 2]
+    assert all(item not in row for item, row in enumerate(neighbours.tolist()))
+    np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-6)
+    assert (weights[:, 0] >= weights[:, 1]).all()
+
+
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_blocks_do_not_change_the_neighbours(block):
+    rows = np.random.default_rng(5).normal(size=(30, E)).astype(np.float32)
+    neighbours, weights = nearest_items(rows, 5, temperature=0.1)
+    again = nearest_items(rows, 5, temperature=0.1, block=block)
+    np.testing.assert_array_equal(again[0], neighbours)
+    np.testing.assert_allclose(again[1], weights, rtol=1e-5)
+
+
+def test_there_are_no_more_neighbours_than_other_items():
+    neighbours, _ = nearest_items(np.eye(3, dtype=np.float32), 10, temperature=0.1)
+    assert [sorted(row) for row in neighbours.tolist()] == [[1, 2], [0, 2], [0, 1]]
+
+
+def test_knowledge_without_direction_has_finite_weights():
+    _, weights = nearest_items(np.zeros((4, E), np.float32), 2, temperature=0.1)
+    np.testing.assert_array_equal(weights, np.full((4, 2), 0.5, np.float32))

@@ -13,10 +13,12 @@ from ir_measures import Success, nDCG
 from p2rec_core.backbones.base import SequenceEncoder
 from p2rec_core.errors import ModelError
 from p2rec_core.evaluation import NO_LEARNING, no_learning_ranks, recommender_ranks
+from p2rec_core.metrics import user_metric
 from p2rec_core.ranking import (
     NOT_ELIGIBLE,
     popularity_scores,
     rank_metrics,
+    ranks_of_users,
     recency_scores,
     successor_scores,
     target_ranks,
@@ -101,6 +103,35 @@ def test_padding_is_never_eligible(ragged):
     assert only.tolist() == same.tolist() == [1, 2, 2]
 
 
+def test_users_are_scored_in_blocks_by_length(ragged, monkeypatch):
+    monkeypatch.setattr("p2rec_core.ranking.SCORED_ROWS", 2)
+    history = ragged([[1, 2, 3], [2], [3, 1], [], [2, 3]])
+    targets = np.array([4, 2, 4, 0, 1], np.int32)  # the fourth user has no target
+    blocks, told = [], []
+
+    def score(rows):
+        blocks.append(rows.tolist())
+        return torch.tensor([[3.0, 2.0, 1.0, 0.0]]).repeat(len(rows), 1)
+
+    def progress(done, total, message):
+        told.append((done, total, message))
+
+    keep, mask = ranks_of_users(score, targets, history, history.lengths, progress=progress)
+    assert blocks == [[1, 2], [4, 0]]
+    assert told == [(2, 4, "2 of 4 users"), (4, 4, "4 of 4 users")]
+    assert keep.dtype == mask.dtype == np.int32
+    assert keep.tolist() == [4, 2, 4, 1]
+    assert mask.tolist() == [1, NOT_ELIGIBLE, 2, 1]
+    only, same = ranks_of_users(score, targets, history, history.lengths, mask=False)
+    assert only.tolist() == same.tolist() == keep.tolist()
+
+
+def test_nobody_to_score(ragged):
+    history = ragged([[1], [2]])
+    keep, mask = ranks_of_users(pytest.fail, np.zeros(2, np.int32), history, history.lengths)
+    assert len(keep) == len(mask) == 0
+
+
 def test_the_batch_of_evaluation_changes_nothing(ragged, monkeypatch):
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -119,7 +150,7 @@ def test_the_batch_of_evaluation_changes_nothing(ragged, monkeypatch):
     model.encoder.forward = lambda vectors, lengths: vectors.cumsum(1)
     results = []
     for rows in (512, 7, 1):
-        monkeypatch.setattr("p2rec_core.recommender.EVALUATION_ROWS", rows)
+        monkeypatch.setattr("p2rec_core.ranking.SCORED_ROWS", rows)
         results.append(recommender_ranks(model, history, targets, max_length=6, device=torch.device("cpu")))
     for other in results[1:]:
         assert other.keep.tolist() == results[0].keep.tolist()
@@ -153,10 +184,24 @@ def test_metrics_are_those_of_ir_measures(ranks):
         assert found[name] == pytest.approx(expected[measure], abs=1e-12), name
 
 
-def test_metrics_by_hand():
+def test_means_of_metrics_by_hand():
     metrics = rank_metrics(np.array([1, 2, 6, NOT_ELIGIBLE], np.int32), (5,))
     assert metrics == {("HR", 5): 0.5, ("NDCG", 5): pytest.approx((1 + 1 / math.log2(3)) / 4)}
     assert all(math.isnan(v) for v in rank_metrics(np.empty(0, np.int32), (5,)).values())
+
+
+def test_metrics_of_users_by_hand():
+    ranks = np.array([0, 1, 3, 5, 6, 10, 11], np.int32)
+    assert user_metric(ranks, "HR@5").tolist() == [0, 1, 1, 1, 0, 0, 0]
+    assert user_metric(ranks, "HR@10").tolist() == [0, 1, 1, 1, 1, 1, 0]
+    ndcg = user_metric(ranks, "NDCG@10")
+    assert ndcg.tolist() == pytest.approx([0, 1, 0.5, 1 / math.log2(6), 1 / math.log2(7), 1 / math.log2(11), 0])
+
+
+@pytest.mark.parametrize("metric", ["MRR@10", "HR", "NDCG@0", "HR@x", ""])
+def test_an_unknown_metric_is_named(metric):
+    with pytest.raises(ValueError, match=f"There is no metric '{metric}'"):
+        user_metric(np.array([1], np.int32), metric)
 
 
 def test_no_learning_scores_by_hand(ragged):

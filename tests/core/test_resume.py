@@ -32,7 +32,12 @@ def job(cycles, train) -> Callable[..., TrainedRecommender]:
 
     def run(**changes: Any) -> TrainedRecommender:
         return train(
-            sequences, targets, 12, knowledge=Knowledge(knowledge, "gate", std=0.02), max_epochs=EPOCHS, **changes
+            sequences,
+            targets,
+            12,
+            knowledge=Knowledge(knowledge, "gate", std=0.02, smoothing=0.5),
+            max_epochs=EPOCHS,
+            **changes,
         )
 
     return run

@@ -13,6 +13,7 @@ from p2rec_core.settings.pipeline import (
     _ENCODER_PRESETS,
     PipelineSettings,
     Profile,
+    Recipe,
     describe_settings,
     pipeline_settings,
     validated,
@@ -171,7 +172,7 @@ def test_later_sources_win(tmp_path):
         """
     )
     default = PipelineSettings()
-    assert pipeline_settings(dataset="beauty") == default
+    assert pipeline_settings(dataset="yelp") == default
     gpu = pipeline_settings(dataset="sample", profile=Profile.GPU)
     assert (gpu.runtime.device, gpu.recommender.training.bf16, gpu.language_model.dtype) == ("cuda", True, "bfloat16")
     assert (gpu.clusters.n_clusters, gpu.recommender.encoder.hidden_size) == (12, 48)
@@ -271,7 +272,12 @@ def test_profiles_and_presets_leave_the_defaults_as_they_were():
     before = PipelineSettings()
     pipeline_settings(dataset="sample", profile=Profile.GPU, assignments=["recommender.encoder.hidden_size=32"])
     assert pipeline_settings(dataset="sample").recommender.encoder.hidden_size == 48
-    assert pipeline_settings(dataset="beauty") == before
+    assert pipeline_settings(dataset="yelp") == before
+
+
+def test_the_papers_recipe_smooths_nothing():
+    assert pipeline_settings(dataset="beauty").fusion.smoothing > 0
+    assert pipeline_settings(dataset="beauty", recipe=Recipe.PAPER).fusion.smoothing == 0
 
 
 def test_a_configuration_file_that_is_not_there(tmp_path):

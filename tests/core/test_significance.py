@@ -1,4 +1,4 @@
-"""Metrics per user, tests, Holm's correction and intervals: by hand, against scipy, and on degenerate input."""
+"""Tests, Holm's correction and intervals: by hand, against scipy, and on degenerate input."""
 
 import math
 
@@ -12,38 +12,12 @@ from p2rec_core.analysis.significance import (
     mean_interval,
     paired_test,
     relative_gain,
-    user_metric,
     welch_test,
 )
-from p2rec_core.ranking import rank_metrics
 
 RNG = np.random.default_rng(0)
 A = RNG.gamma(1.0, 0.06, 400)
 B = 0.7 * A + RNG.gamma(1.0, 0.015, 400)
-
-
-def ints(*values: int) -> np.ndarray:
-    return np.array(values, np.int32)
-
-
-def test_metrics_by_hand():
-    ranks = ints(0, 1, 3, 5, 6, 10, 11)
-    assert user_metric(ranks, "HR@5").tolist() == [0, 1, 1, 1, 0, 0, 0]
-    assert user_metric(ranks, "HR@10").tolist() == [0, 1, 1, 1, 1, 1, 0]
-    ndcg = user_metric(ranks, "NDCG@10")
-    assert ndcg.tolist() == pytest.approx([0, 1, 0.5, 1 / math.log2(6), 1 / math.log2(7), 1 / math.log2(11), 0])
-
-
-def test_means_are_those_of_the_evaluation():
-    ranks = RNG.integers(0, 30, 500).astype(np.int32)
-    for (name, k), value in rank_metrics(ranks, (5, 10)).items():
-        assert user_metric(ranks, f"{name}@{k}").mean() == pytest.approx(value, rel=1e-12)
-
-
-@pytest.mark.parametrize("metric", ["MRR@10", "HR", "NDCG@0", "HR@x", ""])
-def test_an_unknown_metric_is_named(metric):
-    with pytest.raises(ValueError, match=f"There is no metric '{metric}'"):
-        user_metric(ints(1), metric)
 
 
 def test_paired_test_by_hand():

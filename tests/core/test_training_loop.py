@@ -47,7 +47,9 @@ def test_every_variant_learns(cycles, train, tiny_shape, variant):
     rng = np.random.default_rng(0)
     extra = {
         "ci": {"clusters": (np.arange(20) % 4).astype(np.int32), "n_clusters": 4},
-        "p2rec": {"knowledge": Knowledge(rng.normal(size=(20, 12)).astype(np.float32), "gate", std=0.02)},
+        "p2rec": {
+            "knowledge": Knowledge(rng.normal(size=(20, 12)).astype(np.float32), "gate", std=0.02, smoothing=0.2)
+        },
     }[variant]
     trained = train(sequences, None, 20, **QUICK | {"max_epochs": 14} | extra)
     assert hit_rate(trained, sequences, targets, tiny_shape) > 0.95

@@ -153,7 +153,8 @@ def test_what_is_there_is_taken_and_a_new_seed_computes_its_cells_alone(
 def test_built_in_experiments_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("P2REC_DATASETS_DIR", raising=False)
     known = built_in()
-    assert {"ablations", "sample", "table2"} <= known.keys()
+    assert {"ablations", "beauty", "quick", "sample", "table2"} <= known.keys()
+    assert {name for name, definition in known.items() if definition.probes} == {"ablations", "sample"}
     assert len(known["table2"].datasets) * len(known["table2"].backbones) == 12
     for definition in known.values():
         assert definition.title

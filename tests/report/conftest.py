@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pytest
 
-from p2rec_core.analysis.results import Cell, CellResult, DatasetFacts, ExperimentResults, Roles
+from p2rec_core.analysis.results import Cell, CellResult, DatasetFacts, ExperimentResults, ProbedKnowledge, Roles
 
 ARMS = {"base": 0.0, "ci": 0.04, "p2rec": 0.12, "random-knowledge": 0.0, "no-gate": 0.06}
 MEANING = {
@@ -63,6 +63,10 @@ def make_results(
             },
             agreement={"p2rec": {"C1": 0.71 - 0.1 * number, "C2": 0.19, "C3": 0.10 + 0.1 * number}},
             cost=cost_rows(n_users * (number + 1), n_items, int(n_train.sum())),
+            probes=[
+                probed(("p2rec", "no-gate"), "tuned", 0.04, methods),
+                probed(("random-knowledge",), "random", 0.0009, methods),
+            ],
             language_model="all-MiniLM-L6-v2",
         )
     return ExperimentResults(
@@ -122,6 +126,21 @@ def cost_rows(n_users: int, n_items: int, n_interactions: int) -> list[dict[str,
         row |= {"seconds_measured": 20.0, "n_tokens_measured": tokens // 10, "seconds_per_epoch": tokens / 2500}
         rows.append(row)
     return rows
+
+
+def probed(arms: tuple[str, ...], source: str, value: float, methods: Sequence[str]) -> ProbedKnowledge:
+    rows: list[dict[str, object]] = []
+    for probe, metric, group, found, chance, n in (
+        ("next_item", "HR@10", "all", value, 0.0008, 1400),
+        ("next_item", "NDCG@10", "all", value / 2, 0.0004, 1400),
+        ("next_item", "NDCG@10", "cold", value / 4, 0.0004, 20),
+        ("next_item", "NDCG@10", "1–9", value / 3, 0.0004, 1380),
+        ("copurchase", "precision@10", "all", 2 * value, 0.0018, 900),
+        ("category", "accuracy of 10 nearest", "all", None, None, 0),
+    ):
+        row = {"probe": probe, "metric": metric, "group": group, "value": found, "chance": chance, "n": n}
+        rows.append(row)
+    return ProbedKnowledge(arms, tuple(methods), source, 64, f"key-{source}", rows)
 
 
 @pytest.fixture(scope="session")

@@ -19,8 +19,9 @@ from p2rec_core.analysis.results import (
     ResultsInvalid,
     Roles,
 )
-from p2rec_core.analysis.significance import METRICS, relative_gain, user_metric
+from p2rec_core.analysis.significance import METRICS, relative_gain
 from p2rec_core.analysis.tables import all_tables, paper_mean_gain
+from p2rec_core.metrics import user_metric
 
 
 def tiny(ranks: dict[tuple[str, int], list[int]], **changes) -> ExperimentResults:

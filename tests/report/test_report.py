@@ -18,7 +18,6 @@ from p2rec_core.analysis.comparison import Scores
 from p2rec_core.analysis.results import Cell, CellResult, ExperimentResults, ResultsIncomplete
 from tasks.report import names, report_figures, report_markdown, write_report
 from tasks.report.files import MARKER, ReportNotWritten, whole_directory
-from tasks.report.markdown import image_markdown
 from tasks.report.sentences import headline
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +83,7 @@ def test_everything_is_there(written):
         "ablations",
         "learning-curves",
     }
-    assert len(written.tables) == 15
+    assert len(written.tables) == 16
     for svg, png in written.figures.values():
         assert svg.read_bytes().startswith(b"<?xml")
         assert png.read_bytes().startswith(b"\x89PNG")
@@ -142,6 +141,38 @@ def test_the_papers_values_stand_beside_ours(page):
     assert "learns nothing" in text
 
 
+def test_what_the_knowledge_carries_stands_beside_chance(results, page, written):
+    assert "#knowledge" in [a["href"] for a in page.having("a")]
+    text = " ".join("".join(page.text).split())
+    section = text[text.index("What the knowledge carries") :]
+    assert "what vectors that carry nothing would give" in section
+    assert "Next item, NDCG@10" in section
+    assert "NDCG@10, cold target" in section
+    assert "NDCG@10, target 1–9 × in training" in section
+    markdown = report_markdown(results)
+    assert "## What the knowledge carries" in markdown
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in markdown.splitlines() if " | " in line}
+    # one line for arms that are given the same; the dataset has no categories, and none are made up
+    assert lines["+P2Rec and no-gate"].startswith("| +P2Rec and no-gate | tuned | 64 | 0.0400 | 0.0200 | ")
+    assert lines["+P2Rec and no-gate"].endswith(" | 0.0800 | – |")
+    assert "| 0.0008 (1,400 users) |" in lines["Chance"]
+    assert lines["Chance"].endswith("| – (0 items) |")
+    rows = pq.read_table(written.tables["probes"][1]).to_pylist()
+    assert [row["arm"] for row in rows if row["probe"] == "copurchase"] == ["p2rec", "no-gate", "random-knowledge"]
+    assert {(row["value"], row["chance"]) for row in rows if row["probe"] == "category"} == {(None, None)}
+
+
+def test_knowledge_that_differs_between_backbones_names_them(make):
+    results = make(methods=("sasrec", "caser"), n_users=80, seeds=(1,))
+    facts = results.datasets["beauty"]
+    tuned, noise = facts.probes
+    probes = [dataclasses.replace(tuned, methods=("caser",)), dataclasses.replace(noise, methods=("sasrec", "caser"))]
+    apart = dataclasses.replace(results, datasets={"beauty": dataclasses.replace(facts, probes=probes)})
+    markdown = report_markdown(apart)
+    assert "| +P2Rec and no-gate (Caser) | tuned |" in markdown
+    assert "| random-knowledge | random |" in markdown
+
+
 def test_tables_as_files_hold_the_same(written):
     for csv_path, parquet_path in written.tables.values():
         table = pq.read_table(parquet_path)
@@ -183,12 +214,15 @@ def test_names_cannot_inject(make, tmp_path):
 def test_every_part_of_an_experiment_makes_a_report(make, tmp_path, arms):
     results = make(arms=dict.fromkeys(arms, 0.1), seeds=(1,), n_users=60, standalone=False)
     facts = {
-        name: dataclasses.replace(f, cost=(), agreement={}, no_learning={}) for name, f in results.datasets.items()
+        name: dataclasses.replace(f, cost=(), agreement={}, no_learning={}, probes=())
+        for name, f in results.datasets.items()
     }
     cells = [dataclasses.replace(c, curve=(), facts={}, ranks={"keep": c.ranks["keep"]}) for c in results.cells]
     bare = dataclasses.replace(results, datasets=facts, cells=cells, command="")
     page = Page(write_report(bare, tmp_path / "report").page.read_text(encoding="utf-8"))
     assert page.having("table")
+    assert "What the knowledge carries" not in "".join(page.text)
+    assert "What the knowledge carries" not in report_markdown(bare)
 
 
 @pytest.mark.parametrize("ranks", [[0, 0, 0], [2]])
@@ -288,12 +322,11 @@ def test_the_shortfalls_are_named(make):
     assert "1 cell of the plan is missing" in text
 
 
-def test_markdown_has_the_table_and_figures_can_be_put_into_it(results):
+def test_markdown_has_the_table_and_figures_bring_their_own_bytes(results):
     text = report_markdown(results)
     assert "| SASRec +P2Rec | 2 |" in text
     figures = report_figures(results)
-    image = image_markdown(figures["overview"].png, "gain [of] +P2Rec")
-    assert image.startswith("![gain \\[of\\] +P2Rec](data:image/png;base64,iVBOR")
+    assert figures["overview"].data_uri.startswith("data:image/png;base64,iVBOR")
     assert figures["overview"].title == "Gain of +P2Rec, cell by cell"
 
 

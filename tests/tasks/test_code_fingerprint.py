@@ -22,10 +22,19 @@ STAGE_MODULES = (
     "tasks.recommender",
     "tasks.clusters",
     "tasks.preferences",
+    "tasks.text",
     "tasks.finetune",
     "tasks.knowledge",
     "tasks.evaluation",
+    "tasks.e4srec",
+    "tasks.e4srec_evaluation",
+    "tasks.cost",
+    "tasks.probes",
 )
+E4SREC = {"tasks.e4srec", "tasks.e4srec_evaluation", "tasks.cost"}
+"""What trains or ranks like a recommender, with a language model in it."""
+RECOMMENDER = {"tasks.recommender", "tasks.probes"}
+"""What prepares knowledge as an item table is given it."""
 
 CODE = '''"""A module."""
 
@@ -168,6 +177,18 @@ def closure(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], set[str]]:
             {"p2rec_core.backbones", "p2rec_core.fusion", "p2rec_core.recommender"},
         ),
         ("tasks.evaluation", {"p2rec_core.evaluation", "p2rec_core.ranking"}, {"p2rec_core.language"}),
+        (
+            "tasks.probes",
+            {
+                "p2rec_core.probes",
+                "p2rec_core.ranking",
+                "p2rec_core.whitening",
+                "p2rec_core.analysis.groups",
+                "storage.ingest.item_category",
+                "tasks.recommender",
+            },
+            {"p2rec_core.language", "p2rec_core.analysis.tables", "p2rec_core.analysis.comparison"},
+        ),
     ],
 )
 def test_a_fingerprint_covers_what_computes(closure, module, covered, left_out):
@@ -209,16 +230,27 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 @pytest.mark.parametrize(
     ("name", "old", "new", "changed"),
     [
-        ("p2rec_core/objectives.py", "1e-30", "1e-20", {"tasks.recommender", "tasks.evaluation"}),
+        ("p2rec_core/objectives.py", "1e-30", "1e-20", {*RECOMMENDER, "tasks.evaluation", *E4SREC}),
         ("p2rec_core/clustering.py", "1e-12", "1e-11", {"tasks.clusters"}),
         ("p2rec_core/language/agreement.py", "import numpy as np", "import numpy", {"tasks.knowledge"}),
         (
             "p2rec_core/training/loop.py",
             "bad_epochs: int = 0",
             "bad_epochs: int = 1",
-            {"tasks.recommender", "tasks.finetune", "tasks.evaluation"},
+            {*RECOMMENDER, "tasks.finetune", "tasks.evaluation", *E4SREC},
+        ),
+        (
+            "p2rec_core/preferences.py",
+            "np.maximum(",
+            "np.minimum(",
+            {"tasks.preferences", "tasks.finetune", "tasks.cost"},
         ),
         ("storage/ingest/kcore.py", "def ", "async def ", {"tasks.ingest"}),
+        ("storage/ingest/item_category.py", "header[1:]", "header", {"tasks.probes"}),
+        ("p2rec_core/probes.py", "N_LATEST = 5", "N_LATEST = 6", {"tasks.probes"}),
+        ("p2rec_core/analysis/groups.py", "N_WARM_GROUPS = 4", "N_WARM_GROUPS = 5", {"tasks.probes"}),
+        ("p2rec_core/analysis/tables.py", "float(value)", "value", set()),
+        ("tasks/recommender.py", "0x6E6F697365", "0x6E6F697366", RECOMMENDER),
         ("p2rec_core/objectives.py", '"""Full-softmax', '"""Fully-softmax', set()),
         ("p2rec_core/training/loop.py", "import math\n", "# first\n\n\nimport math\n", set()),
         ("p2rec_core/errors.py", "exit_status = 3", "exit_status = 4", set()),
@@ -253,11 +285,12 @@ ALL_ENCODERS = set(ENCODERS)
     ("name", "old", "new", "changed"),
     [
         ("p2rec_core/backbones/caser.py", "self.window - 1", "self.window - 2", {"caser"}),
-        ("p2rec_core/backbones/sasrec.py", "INIT_STD = 0.02", "INIT_STD = 0.03", {"sasrec"}),
+        ("p2rec_core/backbones/sasrec.py", "is_causal=True", "is_causal=False", {"sasrec"}),
         ("p2rec_core/backbones/gru4rec.py", "bias=False", "bias=True", {"gru4rec"}),
         ("p2rec_core/backbones/fmlp_rec.py", 'norm="ortho"', 'norm="forward"', {"fmlp_rec"}),
         ("p2rec_core/backbones/caser.py", '"""Caser: ', '"""Convolutions: ', set()),
         ("p2rec_core/backbones/base.py", "clamp_min(0)", "clamp_min(1)", ALL_ENCODERS),
+        ("p2rec_core/backbones/base.py", "INIT_STD = 0.02", "INIT_STD = 0.03", ALL_ENCODERS),
         # a further encoder leaves the artefacts of the others alone; a default is in the key of its own
         ("p2rec_core/backbones/registry.py", '"sasrec": Entry(', '"other": Entry(', set()),
     ],

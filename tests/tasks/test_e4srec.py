@@ -7,13 +7,19 @@ import pyarrow.compute as pc
 import pytest
 
 from p2rec_core.errors import ModelError
+from p2rec_core.language.cost import CostResult, measure_cost
+from p2rec_core.language.finetune import UserObjective
 from p2rec_core.settings.language import CostSettings, E4SRecSettings, LanguageModelSettings
 from tasks.arrays import vectors
 from tasks.cost import cost_call
 from tasks.e4srec import e4srec_call
 from tasks.e4srec_evaluation import e4srec_evaluation_call
+from tasks.finetune import finetune_call
 from tasks.knowledge import knowledge_call
+from tasks.matrix import EXTRAS, Recipe
+from tasks.sources import TextFile
 from tasks.stage import Outcome, StageCall, StageResult, run_stage
+from tasks.text import text_call
 
 SETTINGS = E4SRecSettings(
     instruction="Predict the next item.", lora_rank=2, epochs=1, batch_instances=32, max_history=8, warmup_steps=2
@@ -133,6 +139,7 @@ def test_cost(copied, run):
         CostSettings(sample_tokens=400, rounds=2),
         ingest=copied.refs["ingest"],
         backbone=copied.refs["backbone"],
+        clusters=copied.refs["clusters"],
         preferences=copied.refs["preferences"],
     )
     result = run(call)
@@ -155,6 +162,42 @@ def test_cost(copied, run):
     assert ratios["inference_seconds"] > 0
     assert result.info["machine"]["device"] == "cpu"
     assert result.info["machine"]["threads"] == 1
+
+
+def test_the_cost_is_that_of_the_model_that_is_trained(copied, run, tmp_path, monkeypatch):
+    settings = copied.settings
+    item_ids = copied.store.load(copied.refs["ingest"]).table("items", ["item_id"]).column("item_id").to_pylist()
+    texts = tmp_path / "texts.tsv"
+    texts.write_text("".join(f"{item_id}\ta thing\n" for item_id in ("id", *item_ids)), encoding="utf-8")
+    text = run(text_call(settings.language_model, texts, None, ingest=copied.refs["ingest"], seed=1))
+    refs = {name: copied.refs[name] for name in ("ingest", "backbone", "clusters", "preferences")} | {"text": text.ref}
+    trained = run(finetune_call(settings.language_model, settings.finetune, **refs))
+    measured: list[UserObjective] = []
+
+    def measuring(users: UserObjective, *others: Any, **options: Any) -> CostResult:
+        measured.append(users)
+        return measure_cost(users, *others, **options)
+
+    monkeypatch.setattr("p2rec_core.language.cost.measure_cost", measuring)
+    cost = CostSettings(sample_tokens=100, rounds=1)
+    run(cost_call(settings.language_model, settings.finetune, SETTINGS, cost, **refs))
+    parameters = {name: p.shape for name, p in measured[0].model.named_parameters() if p.requires_grad}
+    adapter = copied.store.load(trained.ref).tensors("adapter")
+    assert {name: tuple(shape) for name, shape in parameters.items()} == {name: t.shape for name, t in adapter.items()}
+    assert [p.shape[1] for p in (measured[0].preferences, *measured[0].finer)] == [4, 8]
+
+
+@pytest.mark.parametrize("item_text", [True, False])
+def test_extras_read_slots_of_their_pipeline(finished, item_text, tmp_path):
+    settings = finished.settings
+    lm = settings.language_model.model_copy(update={"item_text": item_text})
+    texts = TextFile(tmp_path / "texts.tsv")
+    recipe = Recipe("small", finished.source, texts, settings.model_copy(update={"language_model": lm}), tuple(EXTRAS))
+    slots = {slot.name: slot for slot in recipe.slots()}
+    assert {need for slot in slots.values() for need in slot.needs} <= slots.keys()
+    assert [slot.name for slot in recipe.slots()[-3:]] == ["e4srec", "e4srec.evaluation", "cost"]
+    assert slots["cost"].needs == slots["finetune"].needs
+    assert ("text" in slots["cost"].needs) is item_text
 
 
 def test_knowledge_of_a_model_that_was_not_tuned(copied, run):

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +26,8 @@ from p2rec_core.settings.experiment import ExperimentSettings, experiment_settin
 from storage.artefacts import ArtefactRef, Store
 from tasks.estimate import TimeLeft, Walls, duration, remaining_s, time_left, whole_wall
 from tasks.experiments import read_record, record_path
-from tasks.matrix import Matrix
-from tasks.matrix_run import CellState, MatrixRun, looked_up
+from tasks.matrix import Matrix, Recipe
+from tasks.matrix_run import CellState, MatrixRun
 from tasks.results import load_results
 from tasks.sources import register
 from tasks.stage import Outcome, StageResult
@@ -240,6 +241,30 @@ def test_arms_share_what_their_settings_leave_alone(define, store):
     assert slots["twin"] == slots["ci"]
 
 
+KNOWLEDGE_ARMS = ARMS | {
+    "gate": {"variant": "p2rec", "settings": {"fusion.kind": "gate"}},
+    "few": {"variant": "p2rec", "settings": {"fusion.n_components": 4}},
+    "random": {"variant": "p2rec", "settings": {"fusion.source": "random"}},
+}
+
+
+def test_every_distinct_knowledge_is_probed_once_beside_the_cells(define, store):
+    changes = {"backbones": ["sasrec", "caser"], "arms": KNOWLEDGE_ARMS, "seeds": [4, 5]}
+    matrix = Matrix(define(probes=True, **changes), store)
+    probed = {slot: node for slot, node in matrix.shared["small"].items() if slot.startswith("probe")}
+    nodes = {"p2rec": "small/probe", "gate": "small/probe", "few": "small/probe.few", "random": "small/probe.random"}
+    assert probed == {f"probe.{b}.{arm}": node for b in ("sasrec", "caser") for arm, node in nodes.items()}
+    assert matrix.nodes["small/probe"].needs == {"ingest": "small/ingest", "knowledge": "small/knowledge"}
+    assert matrix.nodes["small/probe.random"].needs == {"ingest": "small/ingest"}
+    assert matrix.nodes["small/probe.random"].recipe.settings.recommender.training.seed == 4
+    assert not any("probe" in planned.slots for planned in matrix.cells.values())
+    without = Matrix(define(**changes), store)
+    assert matrix.nodes.keys() - without.nodes.keys() == set(nodes.values())
+    # a child process finds the slot by its recipe
+    recipe = Recipe.from_json(json.loads(json.dumps(matrix.nodes["small/probe.few"].recipe.to_json())))
+    assert recipe.slots()[-1].name == "probe"
+
+
 def result(node: str, **info: Any) -> StageResult:
     return StageResult(ArtefactRef("recommender", "0" * 32, {}), Outcome.COMPUTED, node, 1.0, info, 1)
 
@@ -287,7 +312,7 @@ def test_a_cell_that_fails_leaves_the_others(computed):
 def test_what_is_there_is_found_and_a_new_seed_is_all_that_is_missing(computed, define, photograph):
     store, _ = computed
     before = photograph(store)
-    found = looked_up(Matrix(define(seeds=[1, 2]), store), store, parallel=1, walls=Walls.of(store))
+    found = MatrixRun(Matrix(define(seeds=[1, 2]), store), store, parallel=1, walls=Walls.of(store)).looked_up()
     missing = found.matrix.nodes.keys() - found.results.keys()
     assert {name.rpartition("/")[2] for name in missing} == {"seed2"}
     assert len(found.prepared) == 3
@@ -301,7 +326,7 @@ def test_what_is_there_is_found_and_a_new_seed_is_all_that_is_missing(computed, 
 def test_other_content_or_code_is_not_taken_for_the_same(computed, define, monkeypatch):
     store, _ = computed
     monkeypatch.setattr("tasks.stage.code_fingerprint", lambda *modules: "another")
-    found = looked_up(Matrix(define(), store), store, parallel=1)
+    found = MatrixRun(Matrix(define(), store), store, parallel=1).looked_up()
     assert found.results == {}
     assert list(found.prepared) == ["small/ingest"]
 
@@ -373,6 +398,28 @@ def test_results_are_those_of_the_artefacts(computed):
     assert facts.language_model == "random-llama-tiny (random-init)"
     assert set(facts.no_learning) == {"popularity", "recency copy", "id + 1"}
     assert (facts.target_n_train >= 0).sum() == len(results.cells[0].users)
+
+
+def test_what_the_knowledge_carries_is_in_the_results(computed, define, matrix_driver, tmp_path):
+    shutil.copytree(computed[0].root, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    arms = {name: KNOWLEDGE_ARMS[name] for name in ("base", "p2rec", "random", "gate")}
+    run = matrix_driver.run_here(define(arms=arms, probes=True), store)
+    assert run.failures == {}
+    tuned, noise = load_results(store, "tiny").datasets["small"].probes
+    assert (tuned.arms, tuned.methods, tuned.source, tuned.width) == (("p2rec", "gate"), ("sasrec",), "tuned", 8)
+    assert (noise.arms, noise.source, noise.width) == (("random",), "random", 8)
+    keys = {slot: run.results[node].ref.key for slot, node in run.matrix.shared["small"].items()}
+    assert (tuned.key, noise.key) == (keys["probe.sasrec.gate"], keys["probe.sasrec.random"])
+    for knowledge in (tuned, noise):
+        rows = {(row["probe"], row["metric"], row["group"]): row for row in knowledge.rows}
+        assert rows["next_item", "HR@10", "all"]["n"] == 60
+        assert 0 < rows["copurchase", "precision@10", "all"]["chance"] < 1
+        assert rows["category", "accuracy of 10 nearest", "all"]["value"] is None
+    # a cell does not wait for its probe
+    os.unlink(store.root / "artefacts" / "probe" / noise.key / "manifest.json")
+    assert [knowledge.source for knowledge in load_results(store, "tiny").datasets["small"].probes] == ["tuned"]
+    assert load_results(store, "tiny").missing == ()
 
 
 def test_a_part_keeps_the_cells_of_the_rest_unless_they_mean_something_else_now(computed, define, matrix_driver):
@@ -456,7 +503,7 @@ def test_likes_are_of_the_same_dataset_and_backbone(computed, define):
 
 def orders(define: Any, store: Store, **changes: Any) -> dict[str, Order]:
     """Orders that can be carried out now, by slot."""
-    found = looked_up(Matrix(define(**changes), store), store, parallel=1)
+    found = MatrixRun(Matrix(define(**changes), store), store, parallel=1).looked_up()
     return {
         job.node.slot.name: Order(job.node.recipe, job.node.slot.name, job.refs, job.key, store.root)
         for job in found.prepared.values()

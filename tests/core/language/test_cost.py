@@ -105,8 +105,6 @@ def test_a_part_of_it_is_extrapolated(measured: Callable[..., CostResult]) -> No
     assert order[4:] == order[3::-1]
     assert len(set(order)) == 4
     assert result.rounds == 2
-    assert result.machine["device"] == "cpu"
-    assert result.machine["n_cpus"] >= 1
 
 
 def test_equal_tokens_in_a_step(measured: Callable[..., CostResult]) -> None:

@@ -266,7 +266,7 @@ def test_scores_do_not_depend_on_neighbours(
 def test_ranks_are_those_of_the_scores(
     language_model: LanguageModel, prompt: Prompt, ragged: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("p2rec_core.language.next_item_model._SCORED_ROWS", 2)
+    monkeypatch.setattr("p2rec_core.ranking.SCORED_ROWS", 2)
     model = make_model(language_model, prompt)
     rows = [[3, 1, 7, 2, 9, 4], [], [5, 11], [8, 8, 6], [1]]
     targets = np.array([12, 4, 5, 0, 20], np.int32)

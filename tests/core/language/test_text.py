@@ -76,3 +76,10 @@ def test_a_catalogue_without_a_single_text():
     features, present = item_features(embeddings, trained, np.zeros((3, 4), np.float32))
     assert features is embeddings
     assert present is trained
+
+
+def test_texts_that_are_all_alike_give_no_features():
+    text = np.full((9, 5), 0.1, np.float32)
+    features, present = item_features(np.eye(9, 4, dtype=np.float32), np.ones(9, bool), text)
+    assert features.shape == (9, 4)
+    assert present.all()
