@@ -99,7 +99,7 @@ def _e4srec(store: Store, dataset: str, slots: Mapping[str, ArtefactRef]) -> Cel
     ]
     facts = {
         "wall_s": manifest.wall_s,
-        **{name: manifest.info.get(name) for name in ("best_epoch", "n_epochs", "n_steps", "machine")},
+        **{name: manifest.info.get(name) for name in ("best_epoch", "n_epochs", "n_steps")},
     }
     cell = Cell(dataset, METHOD, VARIANT, int(manifest.settings["seed"]))
     best = validation[0] if validation else None
@@ -120,7 +120,12 @@ def _result(
     ranks = {seen: _ranks(table, seen) for seen in ("keep", "mask")}
     curve = trained.table(history)
     manifest = trained.manifest
-    made = {"versions": manifest.versions, "key": f"{trained.stage}/{trained.key}", "code": manifest.fingerprint}
+    made = {
+        "machine": manifest.info.get("machine"),
+        "versions": manifest.versions,
+        "key": f"{trained.stage}/{trained.key}",
+        "code": manifest.fingerprint,
+    }
     return CellResult(
         cell=cell,
         users=ranks["keep"][0],

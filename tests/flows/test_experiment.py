@@ -31,6 +31,7 @@ from tasks.matrix import Matrix
 from tasks.matrix_run import MatrixRun
 
 FAILING = "sample/recommender.sasrec.bad/seed1"
+FAILING_PROBE = "sample/probe.bad"
 
 
 def contents(store: Path) -> dict[str, tuple[int, bytes]]:
@@ -82,7 +83,7 @@ def test_every_cell_is_computed_but_the_one_that_cannot_be(first: tuple[Path, di
         "bad": "failed",
     }
     n_nodes = len(report["nodes"])
-    assert report["outcomes"] == {"cached": 0, "computed": n_nodes - 2, "rebuilt": 0, "failed": 2}
+    assert report["outcomes"] == {"cached": 0, "computed": n_nodes - 3, "rebuilt": 0, "failed": 3}
     for cell in report["cells"][:3]:
         assert cell["validation"] > 0
         assert cell["recommender"].split("/")[0] in ("recommender", "backbone")
@@ -99,7 +100,7 @@ def test_every_cell_is_computed_but_the_one_that_cannot_be(first: tuple[Path, di
     }
     assert [row["method"] for row in shared["no_learning"]][:3] == ["popularity", "recency copy", "id + 1"]
     assert seen[0] == f"0/{n_nodes} time left unknown"
-    assert seen[-1] == f"{n_nodes - 2}/{n_nodes} about 0 s left"
+    assert seen[-1] == f"{n_nodes - 3}/{n_nodes} about 0 s left"
 
 
 def test_states_and_artifacts_tell_what_happened(first: tuple[Path, dict[str, Any], list[str]]) -> None:
@@ -113,6 +114,7 @@ def test_states_and_artifacts_tell_what_happened(first: tuple[Path, dict[str, An
             time.sleep(0.2)
     assert run.state_name == "Failed"
     assert states.pop(FAILING) == "Failed"
+    assert states.pop(FAILING_PROBE) == "Failed"  # the same knowledge cannot be prepared
     assert set(states.values()) == {"Computed"}
     summary = Artifact.get("experiment")
     assert summary is not None

@@ -190,7 +190,7 @@ def test_degenerate_results_are_tables_too():
         for comparison in scores.table("keep"):
             assert comparison.reason
             assert math.isnan(comparison.p_users) or comparison.p_users == 1
-        assert len(all_tables(scores)) == 15
+        assert len(all_tables(scores)) == 16
 
 
 def test_results_without_users_have_no_value():

@@ -195,7 +195,7 @@ def test_extras_read_slots_of_their_pipeline(finished, item_text, tmp_path):
     recipe = Recipe("small", finished.source, texts, settings.model_copy(update={"language_model": lm}), tuple(EXTRAS))
     slots = {slot.name: slot for slot in recipe.slots()}
     assert {need for slot in slots.values() for need in slot.needs} <= slots.keys()
-    assert [slot.name for slot in recipe.slots()[-3:]] == ["e4srec", "e4srec.evaluation", "cost"]
+    assert [slot.name for slot in recipe.slots()[-4:]] == ["e4srec", "e4srec.evaluation", "cost", "probe"]
     assert slots["cost"].needs == slots["finetune"].needs
     assert ("text" in slots["cost"].needs) is item_text
 

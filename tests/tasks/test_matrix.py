@@ -390,6 +390,7 @@ def test_results_are_those_of_the_artefacts(computed):
             ]
             assert np.mean((ranks > 0) & (ranks <= 10)) == pytest.approx(expected)
         assert cell.validation == max(value for _, metric, value in cell.curve if metric == "NDCG@10")
+        assert cell.facts["machine"]["threads"] >= 1
         assert cell.facts["key"].split("/")[1] == run.results[slots[f"recommender.sasrec.{cell.cell.arm}"]].ref.key
     facts = results.datasets["small"]
     assert (facts.n_users, facts.n_items) == (60, len(store.load(run.results["small/ingest"].ref).table("items")))
