@@ -1,73 +1,145 @@
-"""Full-softmax cross-entropy over the catalogue without the positions x catalogue matrix.
+"""Cross-entropy over the catalogue, or over a sample of it, without the positions x catalogue matrix.
 
 The logits of Beauty's 131,413 training positions over 12,101 items would be 6.4 GB, and autograd would keep them
-for the backward pass. Here positions go through in chunks; each chunk's gradient is computed at once, while its
-softmax is in the cache, and only gradients of the size of the inputs are kept.
+for the backward pass. Here positions go through in chunks and items in tiles that stay in a core's cache; the gradient
+is computed at once, while the exponentials are there, and only gradients of the size of the inputs are kept.
+
+With s the target's logit and z the logarithm of the summed exponentials of all *other* logits, the loss of a position
+is softplus(z - s), and its derivative is σ(z - s) times that of z - s: no probability that is nearly one is subtracted
+from one, and nothing underflows. A sample in place of all others changes z alone.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-_UNDERFLOW = 1e-30
+_CACHED_ITEMS = 1024
+"""Items of a tile on a CPU: the logits of 512 positions then take 2 MiB. A GPU takes all items at once."""
+
+_TINY = torch.finfo(torch.float32).tiny
+_LOWEST = torch.finfo(torch.float32).min
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(states @ table.T)[target], with the gradients computed in the forward pass."""
+    """Sum of softplus(z + correction - s) over positions, with the gradients computed in the forward pass.
+
+    ``rivals`` int64 (M,) are the rows of the table that z is summed over, without repetition; None takes all.
+    """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, table: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        table: Tensor,
+        targets: Tensor,
+        rivals: Tensor | None,
+        correction: float,
+        chunk: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
         need_states, need_table = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        left, right = states.detach().to(dtype), table.detach().to(dtype)
-        grad_states = torch.empty_like(left) if need_states else None
-        grad_table = torch.zeros(right.shape, dtype=torch.float32, device=right.device) if need_table else None
-        total = states.new_zeros((), dtype=torch.float32)
+        left, whole = states.detach().to(dtype), table.detach().to(dtype)
+        right = whole if rivals is None else whole[rivals]
+        columns = targets if rivals is None else _places(rivals, len(whole))[targets]
+        grad_states = torch.zeros(left.shape, dtype=torch.float32, device=left.device) if need_states else None
+        grad_right = torch.zeros(right.shape, dtype=torch.float32, device=left.device) if need_table else None
+        vectors = whole[targets].float()
+        positive = (left * vectors).sum(1)
+        missing = torch.empty_like(positive)
+        total = positive.new_zeros(())
         # one buffer for all chunks: fresh ones of this size would be mapped, zeroed and unmapped every time
-        buffer = left.new_empty(min(chunk, len(left)), len(right))
+        buffer = left.new_empty(min(chunk, len(left)) * len(right))
         for start in range(0, len(left), chunk):
             rows = slice(start, start + chunk)
-            target = targets[rows, None]
-            logits = torch.matmul(left[rows], right.T, out=buffer[: len(target)])
-            in_place = logits if dtype == torch.float32 else None
-            probability = torch.softmax(logits, dim=1, dtype=torch.float32, out=in_place)
-            total += _negative_log(probability.gather(1, target).squeeze(1), left[rows], right, targets[rows])
-            probability.scatter_add_(1, target, probability.new_full((1, 1), -1.0).expand(len(target), 1))
-            gradient = probability.to(dtype)
+            part = left[rows]
+            tiles = list(_tiles(buffer, len(part), len(right)))
+            largest = _logits(part, right, columns[rows], tiles)
+            summed = torch.zeros_like(largest)
+            for _, block in tiles:
+                exact = block if dtype == torch.float32 else block.float()
+                summed += exact.sub_(largest[:, None]).exp_().sum(1)
+                if exact is not block:
+                    block.copy_(exact)
+            gap = summed.log() + largest + correction - positive[rows]
+            total += F.softplus(gap).sum()
+            missing[rows] = torch.sigmoid(gap)
+            share = (missing[rows] / summed.clamp_min(_TINY))[:, None]
             if grad_states is not None:
-                torch.matmul(gradient, right, out=grad_states[rows])
-            if grad_table is not None:
-                if dtype == torch.float32:
-                    grad_table.addmm_(gradient.T, left[rows])
-                else:
-                    grad_table += gradient.T @ left[rows]
+                gradient = grad_states[rows]
+                for items, block in tiles:
+                    _add_product(gradient, block, right[items])
+                gradient.mul_(share).sub_(missing[rows, None] * vectors[rows])
+            if grad_right is not None:
+                scaled = (part * share).to(dtype)
+                for items, block in tiles:
+                    _add_product(grad_right[items], block.T, scaled)
+        grad_table = grad_right
+        if grad_right is not None and rivals is not None:
+            grad_table = grad_right.new_zeros(table.shape).index_copy_(0, rivals, grad_right)
+        if grad_table is not None:
+            grad_table.index_add_(0, targets, left * missing[:, None], alpha=-1)
         ctx.save_for_backward(grad_states, grad_table)
         ctx.dtypes = states.dtype, table.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        grad_states, grad_table = ctx.saved_tensors
-        scale = upstream[0]
-        return (
-            None if grad_states is None else (grad_states * scale).to(ctx.dtypes[0]),
-            None if grad_table is None else (grad_table * scale).to(ctx.dtypes[1]),
-            None,
-            None,
-            None,
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (
+            None if gradient is None else (gradient * upstream[0]).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
+        return (*gradients, None, None, None, None, None)
 
 
-def _negative_log(probability: Tensor, states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-    """Summed -log of the targets' probabilities (P,); where one underflows, from its logits computed again."""
-    tiny = probability < _UNDERFLOW
-    loss = -probability.clamp_min(_UNDERFLOW).log()
-    if bool(tiny.any()):
-        logits = (states[tiny] @ table.T).float()
-        exact = logits.logsumexp(1) - logits.gather(1, targets[tiny, None]).squeeze(1)
-        loss = loss.masked_scatter(tiny, exact)
-    return loss.sum()
+def _places(rivals: Tensor, n_items: int) -> Tensor:
+    """Where each item is among ``rivals``, int64 (N,); -1 where it is not."""
+    places = rivals.new_full((n_items,), -1)
+    places[rivals] = torch.arange(len(rivals), device=rivals.device)
+    return places
+
+
+def _tiles(buffer: Tensor, n_positions: int, n_items: int) -> Iterator[tuple[slice, Tensor]]:
+    """Cut items into tiles; with each, its contiguous part of the buffer as (positions, items of the tile)."""
+    width = _CACHED_ITEMS if buffer.device.type == "cpu" else n_items
+    for start in range(0, n_items, width):
+        end = min(start + width, n_items)
+        yield slice(start, end), buffer[start * n_positions : end * n_positions].view(n_positions, end - start)
+
+
+def _logits(part: Tensor, right: Tensor, columns: Tensor, tiles: list[tuple[slice, Tensor]]) -> Tensor:
+    """Write the tiles' logits, with -inf at each position's target, and give the largest of each position."""
+    largest = part.new_full((len(part),), _LOWEST, dtype=torch.float32)
+    for items, block in tiles:
+        torch.matmul(part, right[items].T, out=block)
+        inside = (columns >= items.start) & (columns < items.stop)
+        place = (columns - items.start).clamp(0, block.shape[1] - 1)[:, None]
+        block.scatter_(1, place, block.gather(1, place).masked_fill_(inside[:, None], -torch.inf))
+        largest = torch.maximum(largest, block.amax(1))
+    return largest
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` to a float32 total in place."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _fused(
+    states: Tensor, table: Tensor, targets: Tensor, rivals: Tensor | None, correction: float, chunk: int
+) -> Tensor:
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    with torch.autocast(device, enabled=False):
+        total: Tensor = _FusedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            states, table, targets, rivals, correction, chunk, dtype
+        )
+    return total
 
 
 def catalogue_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, chunk: int = 512) -> Tensor:
@@ -77,7 +149,7 @@ def catalogue_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, c
         states: (P, d) one state per position to predict from.
         table: (N, d) item vectors without PAD.
         targets: int64 (P,) zero-based rows of ``table``.
-        chunk: Positions whose logits are in memory at once: chunk x N x 4 bytes, twice.
+        chunk: Positions whose logits are in memory at once: chunk x N x 4 bytes.
 
     Returns:
         A float32 scalar.
@@ -85,11 +157,7 @@ def catalogue_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, c
     Source: RecBole's cross-entropy for sequential models (full softmax); the gradient in the forward pass follows
         Hsu et al. (2024), Liger Kernel, section 3.2.
     """
-    device = states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
-    with torch.autocast(device, enabled=False):
-        total: Tensor = _FusedCrossEntropy.apply(states, table, targets, chunk, dtype)  # type: ignore[no-untyped-call]
-    return total
+    return _fused(states, table, targets, None, 0.0, chunk)
 
 
 def sampled_cross_entropy(
@@ -106,7 +174,7 @@ def sampled_cross_entropy(
         table: (N, d) item vectors without PAD.
         targets: int64 (P,) zero-based rows of ``table``.
         n_negatives: Items in the sample; drawn without repetition from torch's random numbers.
-        chunk: Positions whose logits are computed at once.
+        chunk: Positions whose logits are in memory at once: chunk x sample x 4 bytes.
 
     Returns:
         A float32 scalar.
@@ -116,15 +184,4 @@ def sampled_cross_entropy(
     """
     n_items = len(table)
     sample = torch.randperm(n_items, device=table.device)[:n_negatives]
-    negatives = table[sample]
-    correction = math.log(n_items / len(sample))
-    positive = (states * table[targets]).sum(1).float()
-    parts = []
-    for start in range(0, len(states), chunk):
-        logits = (states[start : start + chunk] @ negatives.T).float()
-        hit = targets[start : start + chunk, None] == sample[None]
-        parts.append(logits.masked_fill(hit, -torch.inf).logsumexp(1))
-    if not parts:
-        return positive.sum()
-    rest = torch.cat(parts) + correction
-    return (torch.logaddexp(rest, positive) - positive).sum()
+    return _fused(states, table, targets, sample, math.log(n_items / len(sample)), chunk)

@@ -108,6 +108,44 @@ def test_a_sample_stands_for_the_catalogue():
     assert len(set(losses)) > 50
 
 
+@pytest.mark.parametrize("chunk", [1, 5, 512])
+def test_a_sample_leaves_each_target_out_of_its_rivals(chunk):
+    states, table, targets = case(n_positions=30)
+    torch.manual_seed(3)
+    (2.5 * sampled_cross_entropy(states, table, targets, 7, chunk=chunk)).backward()
+    torch.manual_seed(3)
+    sample = torch.randperm(len(table))[:7]
+    left, right = (t.detach().double().requires_grad_() for t in (states, table))
+    weights = (left @ right.T).exp()
+    total = left.new_zeros(())
+    for row, target in enumerate(targets.tolist()):
+        rivals = [item for item in sample.tolist() if item != target]
+        total -= (weights[row, target] / (weights[row, target] + weights[row, rivals].sum() * len(table) / 7)).log()
+    assert any(target in sample.tolist() for target in targets.tolist())
+    total.backward()
+    torch.testing.assert_close(states.grad.double(), 2.5 * left.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(table.grad.double(), 2.5 * right.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_a_sample_of_the_target_alone_costs_nothing():
+    states, table, _ = case(n_positions=1, n_items=1)
+    loss = sampled_cross_entropy(states, table, torch.zeros(1, dtype=torch.int64), 1)
+    loss.backward()
+    assert loss.item() == 0
+    assert not states.grad.any()
+    assert not table.grad.any()
+
+
+def test_more_items_than_a_tile():
+    states, table, targets = case(n_positions=6, n_items=2500)
+    loss = catalogue_cross_entropy(states, table, targets, chunk=4)
+    loss.backward()
+    value, left, right = oracle(states, table, targets)
+    assert loss.item() == pytest.approx(value.item(), rel=1e-6)
+    torch.testing.assert_close(states.grad.double(), left, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(table.grad.double(), right, rtol=1e-5, atol=1e-6)
+
+
 def test_a_sample_is_a_function_of_the_seed():
     states, table, targets = case()
     values = []
