@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.summary import markdown_table, pivoted_metrics
 from p2rec_core.errors import P2RecError
+from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.settings.experiment import ExperimentSettings
 from storage.artefacts import Store
 from tasks.dag import NO_LEARNING
@@ -155,7 +156,7 @@ def _headline(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
     by_policy = {row["seen"]: row for row in metrics}
     return {
         f"{metric}@{k} {seen}": by_policy.get(seen, {}).get(f"{metric}@{k}")
-        for seen in ("keep", "mask")
+        for seen in SEEN_POLICIES
         for metric, k in _HEADLINE
     }
 

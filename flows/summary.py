@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flows.report import RunReport
+from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.settings.sequence_model import Variant
 from tasks.dag import VARIANT_TITLES
 
@@ -16,7 +17,7 @@ def pivoted_metrics(entries: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]
             names = {"method": entry["method"], "seen": entry["seen"]}
             row = rows.setdefault((entry["method"], entry["seen"]), names)
             row[f"{entry['metric']}@{entry['k']}"] = entry["value"]
-    return sorted(rows.values(), key=lambda row: row["seen"])  # keep, then mask
+    return sorted(rows.values(), key=lambda row: SEEN_POLICIES.index(row["seen"]))
 
 
 def metrics_rows(report: RunReport) -> list[dict[str, Any]]:

@@ -1,7 +1,12 @@
-"""Metrics of every user, of the ranks of their targets."""
+"""Metrics of every user, of the ranks of their targets under the policies for items that they had before."""
 
 import numpy as np
 from numpy.typing import NDArray
+
+SEEN_POLICIES = ("keep", "weigh", "mask")
+"""What is done with items that a user had already. ``keep``: nothing, the paper's protocol and the headline. ``weigh``:
+their scores are raised or lowered by what validation says of repeats (``p2rec_core.repeats``). ``mask``: they are never
+recommended."""
 
 
 def user_metric(ranks: NDArray[np.int32], metric: str) -> NDArray[np.float64]:

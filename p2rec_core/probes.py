@@ -21,7 +21,7 @@ from torch import Tensor
 from p2rec_core.analysis.groups import frequency_groups
 from p2rec_core.metrics import user_metric
 from p2rec_core.progress import Progress, silent
-from p2rec_core.ranking import NOT_ELIGIBLE, ranks_of_users
+from p2rec_core.ranking import NOT_ELIGIBLE, Scorer, ranks_of_users
 from p2rec_core.sequences import RaggedSequences, tail_windows
 
 N_LATEST = 5
@@ -95,7 +95,8 @@ def next_item_probe(
         query = unit_rows(latest.sum(axis=1))  # the length of the query changes no rank
         return torch.from_numpy(np.round(query @ padded[1:].T, _DECIMALS))
 
-    _, ranks = ranks_of_users(score, targets, sequences, windows.lengths, progress=progress)
+    scorer = Scorer(sequences, score, windows.lengths)
+    ranks = ranks_of_users(scorer, targets, seen=("mask",), progress=progress)["mask"]
     chance = _chances(ranks, _n_eligible(sequences, n_items)[users])
     n_train = np.bincount(sequences.items, minlength=n_items + 1).astype(np.int32)
 

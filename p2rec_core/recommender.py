@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from p2rec_core.backbones.base import SequenceEncoder
-from p2rec_core.errors import DataError, ModelError
+from p2rec_core.errors import DataError
 from p2rec_core.objectives import catalogue_cross_entropy, sampled_cross_entropy
-from p2rec_core.ranking import rank_metrics, ranks_of_users
+from p2rec_core.ranking import Scorer, rank_metrics, ranks_of_users
 from p2rec_core.sequences import (
     RaggedSequences,
     Windows,
@@ -156,56 +156,33 @@ class NextItemObjective:
         """NDCG@10 and HR@10 of the validation items under ``seen = keep``."""
         if self.targets is None:
             return {}
-        keep, _ = rank_targets(
-            self.model, self.training, self.targets, max_length=self.max_length, device=self.device, mask=False
-        )
-        metrics = rank_metrics(keep, (10,))
+        scorer = recommender_scorer(self.model, self.training, max_length=self.max_length, device=self.device)
+        metrics = rank_metrics(ranks_of_users(scorer, self.targets, seen=("keep",))["keep"], (10,))
         return {"NDCG@10": metrics["NDCG", 10], "HR@10": metrics["HR", 10]}
 
 
-@torch.no_grad()
-def rank_targets(
-    model: Recommender,
-    history: RaggedSequences,
-    targets: NDArray[np.int32],
-    *,
-    max_length: int,
-    device: torch.device,
-    mask: bool = True,
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Rank each user's target among all items.
+def recommender_scorer(
+    model: Recommender, history: RaggedSequences, *, max_length: int, device: torch.device
+) -> Scorer:
+    """A recommender as what ranks are computed from.
 
     Args:
         model: The recommender, in evaluation mode.
         history: What is known of each user.
-        targets: int32 (users,); 0 leaves a user out.
         max_length: Most recent items that the encoder reads.
         device: Where the model is.
-        mask: Whether to rank under ``seen = mask`` too; otherwise the second result equals the first.
-
-    Returns:
-        int32 ranks under ``keep`` and ``mask`` of the users that have a target, in user order.
-
-    Raises:
-        ModelError: A score is not finite.
     """
     windows = tail_windows(history, max_length)
-    table = model.item_table()
+    with torch.no_grad():
+        table = model.item_table()
 
     def score(rows: NDArray[np.int64]) -> Tensor:
         items, lengths = _as_batch(windows, rows, device)
         if not items.shape[1]:
             items = items.new_zeros(len(rows), 1)
-        scores = model.scores(items, lengths, table)
-        if not torch.isfinite(scores.sum()):
-            # a comparison with NaN is false, so that a broken model would rank everything first
-            raise ModelError(
-                "The recommender gives scores that are not finite numbers.",
-                remedy="Train it again, with a lower learning rate.",
-            )
-        return scores
+        return model.scores(items, lengths, table)
 
-    return ranks_of_users(score, targets, history, windows.lengths, mask=mask)
+    return Scorer(history, score, windows.lengths)
 
 
 def _as_batch(windows: Windows, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:

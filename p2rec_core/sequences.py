@@ -41,6 +41,20 @@ class RaggedSequences:
         """int64 (rows,): number of items per row."""
         return np.diff(self.offsets)
 
+    def coordinates(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every item of the rows ``rows``: int64 (M,) place of its row in ``rows`` and int64 (M,) item."""
+        lengths = self.lengths[rows]
+        row = np.repeat(np.arange(len(rows)), lengths)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return row, self.items[self.offsets[rows][row] + within].astype(np.int64)
+
+    def last_items(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Last item of each of the rows ``rows``, int64 (B,); 0 where a row is empty."""
+        filled = self.lengths[rows] > 0
+        last = np.zeros(len(rows), np.int64)
+        last[filled] = self.items[self.offsets[rows[filled] + 1] - 1]
+        return last
+
     def appended(self, extra: NDArray[np.int32]) -> "RaggedSequences":
         """A copy with one more item per row where ``extra`` (int32 (rows,)) is not 0."""
         more = extra > 0

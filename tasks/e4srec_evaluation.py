@@ -14,10 +14,7 @@ from tasks.language_model import language_model_source, open_language_model
 from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from p2rec_core.evaluation import SplitRanks
+    from p2rec_core.ranking import Scorer
     from p2rec_core.sequences import RaggedSequences
 
 METHOD, VARIANT = "e4srec", "llm"
@@ -71,10 +68,7 @@ def e4srec_evaluation_call(
 def _rank(
     context: StageContext, settings: EvaluationSettings, language_model: LanguageModelSettings, e4srec: E4SRecSettings
 ) -> dict[str, Any]:
-    import numpy as np
-
-    from p2rec_core.evaluation import SplitRanks
-    from p2rec_core.language.next_item_model import build_e4srec, e4srec_ranks
+    from p2rec_core.language.next_item_model import build_e4srec, e4srec_scorer
 
     opened = open_language_model(language_model, context.runtime, seed=e4srec.seed)
     embeddings = context.table("embeddings")
@@ -90,16 +84,13 @@ def _rank(
         tensors=context.tensors("adapter"),
     ).to(opened.device)
 
-    def rank(history: "RaggedSequences", wanted: "NDArray[np.int32]") -> "SplitRanks":
-        keep, mask = e4srec_ranks(
+    def scorer(history: "RaggedSequences") -> "Scorer":
+        return e4srec_scorer(
             model,
             history,
-            wanted,
             max_history=e4srec.max_history,
             micro_batch_tokens=e4srec.micro_batch_tokens,
             autocast=opened.autocast,
-            progress=context.progress,
         )
-        return SplitRanks(np.flatnonzero(wanted > 0), keep, mask)
 
-    return opened.facts() | evaluate(context, settings, {(METHOD, VARIANT): rank})
+    return opened.facts() | evaluate(context, settings, {(METHOD, VARIANT): scorer})

@@ -1,6 +1,6 @@
 """Stage 8: full-ranking evaluation of a recommender, or of the rows that learn nothing."""
 
-from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +8,8 @@ import pyarrow as pa
 
 from p2rec_core.backbones.registry import encoder_entry
 from p2rec_core.errors import DataError
+from p2rec_core.metrics import SEEN_POLICIES
+from p2rec_core.progress import Progress
 from p2rec_core.settings.pipeline import EvaluationSettings
 from p2rec_core.settings.sequence_model import RecommenderSettings, Variant
 from storage.artefacts import ArtefactRef
@@ -15,9 +17,8 @@ from tasks.arrays import ragged, targets
 from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from p2rec_core.evaluation import SplitRanks
+    from p2rec_core.evaluation import MakeScorer
+    from p2rec_core.ranking import Scorer
     from p2rec_core.sequences import RaggedSequences
 
 
@@ -38,7 +39,7 @@ def evaluation_call(
     encoder = recommender.encoder
 
     def compute(context: StageContext) -> dict[str, Any]:
-        from p2rec_core.evaluation import recommender_ranks
+        from p2rec_core.recommender import recommender_scorer
         from p2rec_core.runtime import prepared_device
         from p2rec_core.training.recommender import EncoderShape, load_recommender
 
@@ -46,10 +47,10 @@ def evaluation_call(
         shape = EncoderShape(encoder.backbone, encoder.options())
         loaded = load_recommender(context.tensors("model"), shape, device)
 
-        def rank(history: "RaggedSequences", wanted: "NDArray[np.int32]") -> "SplitRanks":
-            return recommender_ranks(loaded, history, wanted, max_length=encoder.max_length, device=device)
+        def scorer(history: "RaggedSequences") -> "Scorer":
+            return recommender_scorer(loaded, history, max_length=encoder.max_length, device=device)
 
-        return evaluate(context, settings, {(encoder.backbone, str(variant)): rank})
+        return evaluate(context, settings, {(encoder.backbone, str(variant)): scorer})
 
     return StageCall(
         stage="evaluation",
@@ -66,14 +67,14 @@ def no_learning_call(settings: EvaluationSettings, *, ingest: ArtefactRef) -> St
     """The evaluation of the rows that learn nothing."""
 
     def compute(context: StageContext) -> dict[str, Any]:
-        from p2rec_core.evaluation import NO_LEARNING, no_learning_ranks
+        from p2rec_core.evaluation import NO_LEARNING, no_learning_scorer
 
         n_items = context.table("items", ["item_idx"]).num_rows
 
-        def ranker(method: str) -> Callable[..., "SplitRanks"]:
-            return lambda history, wanted: no_learning_ranks(method, history, wanted, n_items)
+        def scorer(method: str) -> "MakeScorer":
+            return lambda history: no_learning_scorer(method, history, n_items)
 
-        return evaluate(context, settings, {(method, "none"): ranker(method) for method in NO_LEARNING})
+        return evaluate(context, settings, {(method, "none"): scorer(method) for method in NO_LEARNING})
 
     return StageCall(
         stage="evaluation",
@@ -85,24 +86,24 @@ def no_learning_call(settings: EvaluationSettings, *, ingest: ArtefactRef) -> St
 
 
 def evaluate(
-    context: StageContext,
-    settings: EvaluationSettings,
-    rankers: "dict[tuple[str, str], Callable[[RaggedSequences, NDArray[np.int32]], SplitRanks]]",
+    context: StageContext, settings: EvaluationSettings, scorers: "dict[tuple[str, str], MakeScorer]"
 ) -> dict[str, Any]:
-    """Rank both splits with every ranker and write ``user_ranks`` and ``metrics``.
+    """Rank both splits with every scorer and write ``user_ranks`` and ``metrics``.
 
     Args:
         context: Has ``held_out_inputs``.
         settings: Cut-offs.
-        rankers: By method and variant: histories and targets, int32 (users,), 0 = none, to ranks.
+        scorers: By method and variant.
 
     Returns:
-        Facts for the manifest: the metrics, and how many test targets there are and how many of them no training
-        part holds.
+        Facts for the manifest: the metrics, what ``weigh`` adds to the scores of a user's own items, and how many test
+        targets there are and how many of them no training part holds.
 
     Raises:
         DataError: No user has a test item.
+        ModelError: A score is not finite.
     """
+    from p2rec_core.evaluation import held_out_ranks
     from p2rec_core.ranking import NOT_ELIGIBLE, rank_metrics
 
     training = ragged(context.table("sequences"))
@@ -113,16 +114,23 @@ def evaluate(
             "No user has the three interactions that a training, a validation and a test item take.",
             remedy="Import longer histories.",
         )
-    splits = {"validation": (training, validation), "test": (training.appended(validation), test)}
     parts: list[pa.Table] = []
     metrics: list[dict[str, Any]] = []
-    for (method, variant), rank in rankers.items():
-        for split, (history, wanted) in splits.items():
-            context.progress(len(parts), 4 * len(rankers), f"{method} {variant}: {split}")
-            result = rank(history, wanted)
-            for seen, ranks in (("keep", result.keep), ("mask", result.mask)):
+    biases: list[dict[str, Any]] = []
+    for number, ((method, variant), scorer) in enumerate(scorers.items()):
+
+        def told(
+            done: int, total: int, message: str, *, number: int = number, name: str = f"{method} {variant}"
+        ) -> None:
+            context.progress(number * total + done, len(scorers) * total, f"{name}: {message}")
+
+        found = held_out_ranks(scorer, training, validation, test, progress=told)
+        biases.append({"method": method, "variant": variant} | asdict(found.repeat_bias))
+        for split, policies in found.ranks.items():
+            for seen in SEEN_POLICIES:
+                ranks = policies[seen]
                 names = {"method": method, "variant": variant, "split": split, "seen": seen}
-                parts.append(_rank_table(result.users, ranks, names, NOT_ELIGIBLE))
+                parts.append(_rank_table(found.users[split], ranks, names, NOT_ELIGIBLE))
                 metrics.extend(
                     names | {"metric": metric, "k": k, "value": value, "n_users": len(ranks)}
                     for (metric, k), value in rank_metrics(ranks, settings.cutoffs).items()
@@ -140,9 +148,15 @@ def evaluate(
     n_items = context.table("items", ["n_train"]).column("n_train").to_numpy()
     return {
         "metrics": metrics,
+        "repeat_bias": biases,
         "n_test_users": int((test > 0).sum()),
         "n_cold_test_targets": int((n_items[test[test > 0] - 1] == 0).sum()),
     }
+
+
+def _one_of_several(progress: Progress, number: int, n_scorers: int, name: str) -> Progress:
+    """The progress of one of several scorers that take as long as each other."""
+    return lambda done, total, message: progress(number * total + done, n_scorers * total, f"{name}: {message}")
 
 
 def _rank_table(users: Any, ranks: Any, names: dict[str, str], not_eligible: int) -> pa.Table:

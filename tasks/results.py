@@ -19,6 +19,7 @@ from p2rec_core.analysis.results import (
     method_order,
 )
 from p2rec_core.errors import ArtefactMissing
+from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import Artefact, ArtefactRef, Store
 from tasks.dag import E4SREC_EVALUATION, NO_LEARNING, PROBE
@@ -117,7 +118,7 @@ def _result(
 ) -> CellResult:
     """A cell from its training, whose learning curve is in the table ``history``, and its evaluation."""
     table = evaluated.table("user_ranks", ["user_idx", "split", "seen", "rank"])
-    ranks = {seen: _ranks(table, seen) for seen in ("keep", "mask")}
+    ranks = {seen: _ranks(table, seen) for seen in SEEN_POLICIES}
     curve = trained.table(history)
     manifest = trained.manifest
     made = {
@@ -177,7 +178,7 @@ def _no_learning(store: Store, slots: Mapping[str, ArtefactRef]) -> "dict[str, d
     table = artefact.table("user_ranks", ["user_idx", "method", "split", "seen", "rank"])
     methods = dict.fromkeys(table["method"].to_pylist())
     return {
-        method: {seen: _ranks(of_method, seen)[1] for seen in ("keep", "mask")}
+        method: {seen: _ranks(of_method, seen)[1] for seen in SEEN_POLICIES}
         for method in methods
         for of_method in [table.filter(pc.equal(table["method"], method))]
     }

@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 
 from p2rec_core.errors import DataError
 
-SEEN_POLICIES = ("keep", "mask")
-"""Whether items that a user had already may be recommended; ``keep`` is the paper's protocol and the headline."""
-
 METHOD_ORDER = ("gru4rec", "caser", "sasrec", "fmlp-rec", "e4srec")
 """Methods in the order of the paper's Table 2; others follow alphabetically."""
 

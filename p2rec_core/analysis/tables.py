@@ -8,9 +8,9 @@ from typing import Any, Literal
 from p2rec_core.analysis.comparison import Comparison, Scores
 from p2rec_core.analysis.groups import Group, activity_groups, frequency_groups
 from p2rec_core.analysis.paper import ARMS, paper_gain, paper_gains, paper_row
-from p2rec_core.analysis.results import SEEN_POLICIES, DatasetFacts, ExperimentResults, Roles
+from p2rec_core.analysis.results import DatasetFacts, ExperimentResults, Roles
 from p2rec_core.analysis.significance import METRICS, PRIMARY_METRIC, mean_interval, relative_gain
-from p2rec_core.metrics import user_metric
+from p2rec_core.metrics import SEEN_POLICIES, user_metric
 
 Kind = Literal["text", "int", "float", "bool"]
 Row = Mapping[str, Any]

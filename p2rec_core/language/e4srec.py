@@ -13,11 +13,11 @@ from p2rec_core.errors import DataError, SettingsError
 from p2rec_core.language.batching import micro_batches
 from p2rec_core.language.instances import LanguageModelWork, NextItemInstances, next_item_instances
 from p2rec_core.language.loading import LanguageModel
-from p2rec_core.language.next_item_model import NextItemLanguageModel, e4srec_ranks
+from p2rec_core.language.next_item_model import NextItemLanguageModel, e4srec_scorer
 from p2rec_core.language.prompt import Prompt
 from p2rec_core.objectives import catalogue_cross_entropy
 from p2rec_core.progress import Progress, silent
-from p2rec_core.ranking import rank_metrics
+from p2rec_core.ranking import rank_metrics, ranks_of_users
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.checkpoint import Checkpointer
 from p2rec_core.training.loop import FitResult, FitSettings, fit
@@ -132,16 +132,14 @@ class InstanceObjective:
         """NDCG@10 and HR@10 of the validation items under ``seen = keep``; nothing if there are none."""
         if self.validation is None:
             return {}
-        keep, _ = e4srec_ranks(
+        scorer = e4srec_scorer(
             self.model,
             self.instances.windows.sequences,
-            self.validation,
             max_history=self.max_history,
             micro_batch_tokens=self.micro_batch_tokens,
             autocast=self.autocast,
-            mask=False,
         )
-        metrics = rank_metrics(keep, (10,))
+        metrics = rank_metrics(ranks_of_users(scorer, self.validation, seen=("keep",))["keep"], (10,))
         return {"NDCG@10": metrics["NDCG", 10], "HR@10": metrics["HR", 10]}
 
     def cut(self, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -8,13 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2rec_core.errors import ModelError
 from p2rec_core.language.batching import micro_batches
 from p2rec_core.language.item_model import ItemLanguageModel, Prefix
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.prompt import Prompt
-from p2rec_core.progress import Progress, silent
-from p2rec_core.ranking import ranks_of_users
+from p2rec_core.ranking import Scorer
 from p2rec_core.sequences import RaggedSequences, tail_windows
 
 
@@ -170,7 +168,7 @@ def e4srec_scores(
         float32 (B, N) on the model's device, column i for item_idx i + 1.
 
     Raises:
-        ModelError: The language model has too few positions, or a score is not finite.
+        ModelError: The language model has too few positions.
     """
     rows = np.arange(len(histories)) if rows is None else rows
     windows = tail_windows(histories, len(histories.items) if max_history is None else max_history)
@@ -192,44 +190,29 @@ def e4srec_scores(
             items = torch.from_numpy(windows.padded(rows[part])).to(device)
             logits = model(items, torch.from_numpy(lengths[part]).to(device), prefix=prefix)
             scores[torch.from_numpy(part).to(device)] = logits
-    if not torch.isfinite(scores.sum()):
-        # a comparison with NaN is false, so that a broken model would rank everything first
-        raise ModelError(
-            "The language model gives scores that are not finite numbers.",
-            remedy="Train it again, with a lower learning rate.",
-        )
     return scores
 
 
 @torch.no_grad()
-def e4srec_ranks(
+def e4srec_scorer(
     model: NextItemLanguageModel,
     histories: RaggedSequences,
-    targets: NDArray[np.int32],
     *,
     max_history: int | None = 50,
     micro_batch_tokens: int = 8192,
     autocast: torch.dtype | None = None,
-    mask: bool = True,
-    progress: Progress = silent,
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Rank each user's target among all items.
+) -> Scorer:
+    """E4SRec as what ranks are computed from.
 
     Args:
         model: The model, in evaluation mode.
         histories: What is known of each user.
-        targets: int32 (users,); 0 leaves a user out.
-        max_history: Most recent items that are read; None reads all. Seen items are masked over the whole history.
+        max_history: Most recent items that are read; None reads all.
         micro_batch_tokens: Tokens that go through the model at once; changes memory and speed only.
         autocast: Number format of activations; None leaves it to the weights.
-        mask: Whether to rank under ``seen = mask`` too; otherwise the second result equals the first.
-        progress: Told after every block of users.
 
     Returns:
-        int32 ranks under ``keep`` and ``mask`` of the users that have a target, in user order.
-
-    Raises:
-        ModelError: The language model has too few positions, or a score is not finite.
+        A scorer whose ``score`` raises ModelError where the language model has too few positions.
     """
     with torch.autocast(model.table.device.type, autocast, enabled=autocast is not None):
         prefix = model.encode_prefix() if model.shares_prefix else None
@@ -245,7 +228,7 @@ def e4srec_ranks(
             prefix=prefix,
         )
 
-    return ranks_of_users(score, targets, histories, histories.lengths, mask=mask, progress=progress)
+    return Scorer(histories, score, histories.lengths)
 
 
-__all__ = ["NextItemLanguageModel", "build_e4srec", "e4srec_ranks", "e4srec_scores"]
+__all__ = ["NextItemLanguageModel", "build_e4srec", "e4srec_scorer", "e4srec_scores"]

@@ -7,7 +7,8 @@ from pathlib import Path
 import jinja2
 
 from p2rec_core.analysis.comparison import Scores
-from p2rec_core.analysis.results import SEEN_POLICIES, Cell
+from p2rec_core.analysis.results import Cell
+from p2rec_core.metrics import SEEN_POLICIES
 from tasks.report import views
 from tasks.report.figures import FigureSpec, Mark
 from tasks.report.files import json_for_reading

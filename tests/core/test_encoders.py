@@ -16,8 +16,8 @@ from p2rec_core.backbones.base import SequenceEncoder, left_padded, make_encoder
 from p2rec_core.backbones.registry import DEFAULT_BACKBONE, ENCODERS, encoder_entry
 from p2rec_core.errors import SettingsError
 from p2rec_core.fusion import IdTable
-from p2rec_core.ranking import rank_metrics
-from p2rec_core.recommender import Recommender, rank_targets
+from p2rec_core.ranking import rank_metrics, ranks_of_users
+from p2rec_core.recommender import Recommender, recommender_scorer
 from p2rec_core.settings.sequence_model import EncoderSettings
 from p2rec_core.training.recommender import Knowledge, load_recommender
 
@@ -161,7 +161,8 @@ def test_zeros_for_nobody_are_zeros_whatever_the_state():
 
 def hit_rate(trained, sequences, targets, shape, k: int = 1) -> float:
     model = load_recommender(trained.tensors, shape, CPU)
-    keep, _ = rank_targets(model, sequences, targets, max_length=shape.max_length, device=CPU)
+    scorer = recommender_scorer(model, sequences, max_length=shape.max_length, device=CPU)
+    keep = ranks_of_users(scorer, targets, seen=("keep",))["keep"]
     return rank_metrics(keep, (k,))["HR", k]
 
 

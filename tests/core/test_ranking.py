@@ -12,10 +12,11 @@ from ir_measures import Success, nDCG
 
 from p2rec_core.backbones.base import SequenceEncoder
 from p2rec_core.errors import ModelError
-from p2rec_core.evaluation import NO_LEARNING, no_learning_ranks, recommender_ranks
-from p2rec_core.metrics import user_metric
+from p2rec_core.evaluation import NO_LEARNING, held_out_ranks, no_learning_scorer
+from p2rec_core.metrics import SEEN_POLICIES, user_metric
 from p2rec_core.ranking import (
     NOT_ELIGIBLE,
+    Scorer,
     popularity_scores,
     rank_metrics,
     ranks_of_users,
@@ -23,7 +24,8 @@ from p2rec_core.ranking import (
     successor_scores,
     target_ranks,
 )
-from p2rec_core.recommender import Recommender, rank_targets
+from p2rec_core.recommender import Recommender, recommender_scorer
+from p2rec_core.repeats import RepeatBias
 
 
 def brute_force(scores: list[float], target: int, ineligible: set[int]) -> int:
@@ -51,27 +53,36 @@ def rankings(draw):
 def test_ranks_are_the_definition(ragged, case):
     scores, targets, histories = case
     rows = np.arange(len(scores))[::-1].copy()  # any rows of the histories, in any order
-    keep, mask = target_ranks(
+    bias = RepeatBias(last=-1.0, earlier=2.0)
+    ranks = target_ranks(
         torch.tensor([scores[r] for r in rows], dtype=torch.float32),
         torch.tensor([targets[r] for r in rows]),
         ragged(histories),
         rows,
+        seen=SEEN_POLICIES,
+        bias=bias,
     )
-    assert keep.dtype == mask.dtype == torch.int32
-    assert keep.tolist() == [brute_force(scores[r], targets[r], set()) for r in rows]
-    assert mask.tolist() == [brute_force(scores[r], targets[r], set(histories[r])) for r in rows]
+    assert all(found.dtype == torch.int32 for found in ranks.values())
+    assert ranks["keep"].tolist() == [brute_force(scores[r], targets[r], set()) for r in rows]
+    assert ranks["mask"].tolist() == [brute_force(scores[r], targets[r], set(histories[r])) for r in rows]
+    weighed = [list(map(float, row)) for row in scores]
+    for row, history in zip(weighed, histories, strict=True):
+        for item in set(history):
+            row[item - 1] += bias.last if item == history[-1] else bias.earlier
+    assert ranks["weigh"].tolist() == [brute_force(weighed[r], targets[r], set()) for r in rows]
 
 
-def test_without_a_history_both_are_keep():
-    keep, mask = target_ranks(torch.tensor([[1.0, 3.0, 2.0]]), torch.tensor([3]), None, np.array([0]))
-    assert keep.tolist() == mask.tolist() == [2]
+def test_weighing_takes_a_bias(ragged):
+    with pytest.raises(ValueError, match="without a bias"):
+        target_ranks(torch.zeros(1, 2), torch.tensor([1]), ragged([[2]]), np.array([0]), seen=("weigh",))
 
 
 @pytest.mark.parametrize("n_items", [1, 2, 20, 21, 100])
-def test_a_constant_scorer_gets_no_free_hits(n_items):
+def test_a_constant_scorer_gets_no_free_hits(ragged, n_items):
     targets = torch.arange(1, n_items + 1)
-    keep, _ = target_ranks(torch.zeros(n_items, n_items), targets, None, np.arange(n_items))
-    assert set(keep.tolist()) == {1 + math.ceil((n_items - 1) / 2)}
+    nobody = ragged([[]] * n_items)
+    ranks = target_ranks(torch.zeros(n_items, n_items), targets, nobody, np.arange(n_items))
+    assert set(ranks["keep"].tolist()) == {1 + math.ceil((n_items - 1) / 2)}
 
 
 class _Fixed(torch.nn.Module):
@@ -95,12 +106,10 @@ def test_padding_is_never_eligible(ragged):
     model = Recommender(_Fixed(), _LastVector())
     history = ragged([[1], [2, 1], [3], []])
     targets = np.array([2, 3, 0, 3], np.int32)  # the third user has no target, the fourth no history
-    result = recommender_ranks(model, history, targets, max_length=2, device=torch.device("cpu"))
-    assert result.users.tolist() == [0, 1, 3]
-    assert result.keep.tolist() == [1, 2, 2]
-    assert result.mask.tolist() == [1, 1, 2]
-    only, same = rank_targets(model, history, targets, max_length=2, device=torch.device("cpu"), mask=False)
-    assert only.tolist() == same.tolist() == [1, 2, 2]
+    scorer = recommender_scorer(model, history, max_length=2, device=torch.device("cpu"))
+    ranks = ranks_of_users(scorer, targets)
+    assert ranks["keep"].tolist() == [1, 2, 2]
+    assert ranks["mask"].tolist() == [1, 1, 2]
 
 
 def test_users_are_scored_in_blocks_by_length(ragged, monkeypatch):
@@ -116,20 +125,19 @@ def test_users_are_scored_in_blocks_by_length(ragged, monkeypatch):
     def progress(done, total, message):
         told.append((done, total, message))
 
-    keep, mask = ranks_of_users(score, targets, history, history.lengths, progress=progress)
+    ranks = ranks_of_users(Scorer(history, score, history.lengths), targets, progress=progress)
     assert blocks == [[1, 2], [4, 0]]
     assert told == [(2, 4, "2 of 4 users"), (4, 4, "4 of 4 users")]
-    assert keep.dtype == mask.dtype == np.int32
-    assert keep.tolist() == [4, 2, 4, 1]
-    assert mask.tolist() == [1, NOT_ELIGIBLE, 2, 1]
-    only, same = ranks_of_users(score, targets, history, history.lengths, mask=False)
-    assert only.tolist() == same.tolist() == keep.tolist()
+    assert ranks.keys() == {"keep", "mask"}
+    assert ranks["keep"].dtype == ranks["mask"].dtype == np.int32
+    assert ranks["keep"].tolist() == [4, 2, 4, 1]
+    assert ranks["mask"].tolist() == [1, NOT_ELIGIBLE, 2, 1]
 
 
 def test_nobody_to_score(ragged):
     history = ragged([[1], [2]])
-    keep, mask = ranks_of_users(pytest.fail, np.zeros(2, np.int32), history, history.lengths)
-    assert len(keep) == len(mask) == 0
+    ranks = ranks_of_users(Scorer(history, pytest.fail, history.lengths), np.zeros(2, np.int32))
+    assert {policy: len(found) for policy, found in ranks.items()} == {"keep": 0, "mask": 0}
 
 
 def test_the_batch_of_evaluation_changes_nothing(ragged, monkeypatch):
@@ -151,10 +159,14 @@ def test_the_batch_of_evaluation_changes_nothing(ragged, monkeypatch):
     results = []
     for rows in (512, 7, 1):
         monkeypatch.setattr("p2rec_core.ranking.SCORED_ROWS", rows)
-        results.append(recommender_ranks(model, history, targets, max_length=6, device=torch.device("cpu")))
-    for other in results[1:]:
-        assert other.keep.tolist() == results[0].keep.tolist()
-        assert other.mask.tolist() == results[0].mask.tolist()
+        found = held_out_ranks(
+            lambda known: recommender_scorer(model, known, max_length=6, device=torch.device("cpu")),
+            history,
+            targets,
+            targets[::-1],
+        )
+        results.append({s: {p: r.tolist() for p, r in ranks.items()} for s, ranks in found.ranks.items()})
+    assert results[0] == results[1] == results[2]
 
 
 def test_a_model_that_gives_nan_is_refused(ragged):
@@ -163,8 +175,9 @@ def test_a_model_that_gives_nan_is_refused(ragged):
             return torch.tensor([[0.0], [1.0], [float("nan")]])
 
     model = Recommender(Broken(), _LastVector())
+    scorer = recommender_scorer(model, ragged([[1]]), max_length=2, device=torch.device("cpu"))
     with pytest.raises(ModelError, match="scores that are not finite"):
-        rank_targets(model, ragged([[1]]), np.array([1], np.int32), max_length=2, device=torch.device("cpu"))
+        ranks_of_users(scorer, np.array([1], np.int32))
 
 
 @given(st.lists(st.integers(0, 25), min_size=1, max_size=12))
@@ -216,17 +229,16 @@ def test_no_learning_scores_by_hand(ragged):
 def test_no_learning_ranks_by_hand(ragged):
     history = ragged([[2, 1, 2], [], [4, 3], [5]])
     targets = np.array([3, 0, 4, 5], np.int32)
-    ranks = {m: no_learning_ranks(m, history, targets, 5) for m in NO_LEARNING}
-    assert all(r.users.tolist() == [0, 2, 3] for r in ranks.values())
+    ranks = {m: ranks_of_users(no_learning_scorer(m, history, 5), targets) for m in NO_LEARNING}
     # popularity 1 2 1 1 1: below item 2, tied with three others
-    assert ranks["popularity"].keep.tolist() == [4, 4, 4]
-    assert ranks["popularity"].mask.tolist() == [2, NOT_ELIGIBLE, NOT_ELIGIBLE]
-    assert ranks["recency copy"].keep.tolist() == [4, 2, 1]
-    assert ranks["recency copy"].mask.tolist() == [2, NOT_ELIGIBLE, NOT_ELIGIBLE]
-    assert ranks["id + 1"].keep.tolist() == [1, 1, 3]
-    assert ranks["id + 1"].mask.tolist() == [1, NOT_ELIGIBLE, NOT_ELIGIBLE]
+    assert ranks["popularity"]["keep"].tolist() == [4, 4, 4]
+    assert ranks["popularity"]["mask"].tolist() == [2, NOT_ELIGIBLE, NOT_ELIGIBLE]
+    assert ranks["recency copy"]["keep"].tolist() == [4, 2, 1]
+    assert ranks["recency copy"]["mask"].tolist() == [2, NOT_ELIGIBLE, NOT_ELIGIBLE]
+    assert ranks["id + 1"]["keep"].tolist() == [1, 1, 3]
+    assert ranks["id + 1"]["mask"].tolist() == [1, NOT_ELIGIBLE, NOT_ELIGIBLE]
     with pytest.raises(KeyError):
-        no_learning_ranks("oracle", history, targets, 5)
+        no_learning_scorer("oracle", history, 5)
 
 
 @pytest.mark.data
@@ -235,7 +247,7 @@ def test_copying_the_latest_items_on_yelp(datasets_dir, ragged):
     number = {name: i for i, name in enumerate(sorted({name for line in lines for name in line}), 1)}
     rows = [[number[name] for name in line] for line in lines]
     targets = np.array([row[-1] for row in rows], np.int32)
-    ranks = no_learning_ranks("recency copy", ragged([row[:-1] for row in rows]), targets, len(number))
-    keep = {f"{metric}@{k}": round(value, 4) for (metric, k), value in rank_metrics(ranks.keep, (5, 10)).items()}
+    ranks = ranks_of_users(no_learning_scorer("recency copy", ragged([row[:-1] for row in rows]), len(number)), targets)
+    keep = {f"{metric}@{k}": round(value, 4) for (metric, k), value in rank_metrics(ranks["keep"], (5, 10)).items()}
     assert keep == {"HR@5": 0.0547, "HR@10": 0.0620, "NDCG@5": 0.0389, "NDCG@10": 0.0414}
-    assert set(rank_metrics(ranks.mask, (5, 10)).values()) == {0.0}
+    assert set(rank_metrics(ranks["mask"], (5, 10)).values()) == {0.0}

@@ -9,8 +9,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from p2rec_core.clustering import cluster_items
 from p2rec_core.errors import DataError, ModelError, SettingsError
-from p2rec_core.ranking import rank_metrics
-from p2rec_core.recommender import rank_targets
+from p2rec_core.ranking import rank_metrics, ranks_of_users
+from p2rec_core.recommender import recommender_scorer
 from p2rec_core.training.loop import FitSettings, fit
 from p2rec_core.training.recommender import EncoderShape, Knowledge, load_recommender
 from storage.sample import generate_sample
@@ -21,7 +21,8 @@ QUICK = {"learning_rate": 2e-2, "dropout": 0.0, "patience": None, "warmup_steps"
 
 def hit_rate(trained, sequences, targets, shape, k: int = 1) -> float:
     model = load_recommender(trained.tensors, shape, CPU)
-    keep, _ = rank_targets(model, sequences, targets, max_length=shape.max_length, device=CPU)
+    scorer = recommender_scorer(model, sequences, max_length=shape.max_length, device=CPU)
+    keep = ranks_of_users(scorer, targets, seen=("keep",))["keep"]
     return rank_metrics(keep, (k,))["HR", k]
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from p2rec_core.analysis.results import Cell
 from p2rec_core.errors import DataError, P2RecError, SettingsError, StoreError
+from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.progress import silent
 from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.experiment import ExperimentSettings, experiment_settings, read_experiment
@@ -383,7 +384,7 @@ def test_results_are_those_of_the_artefacts(computed):
     for cell in results.cells:
         slots = run.matrix.cells[cell.cell].slots
         metrics = run.results[slots[f"evaluation.sasrec.{cell.cell.arm}"]].info["metrics"]
-        for seen in ("keep", "mask"):
+        for seen in SEEN_POLICIES:
             ranks = cell.ranks[seen]
             [expected] = [
                 m["value"] for m in metrics if (m["split"], m["seen"], m["metric"], m["k"]) == ("test", seen, "HR", 10)

@@ -16,9 +16,10 @@ from p2rec_core.language.e4srec import E4SRecResult, InstanceObjective, train_e4
 from p2rec_core.language.instances import next_item_instances
 from p2rec_core.language.loading import LanguageModel, load_language_model
 from p2rec_core.language.lora import lora_targets
-from p2rec_core.language.next_item_model import NextItemLanguageModel, build_e4srec, e4srec_ranks, e4srec_scores
+from p2rec_core.language.next_item_model import NextItemLanguageModel, build_e4srec, e4srec_scorer, e4srec_scores
 from p2rec_core.language.preference_model import PreferenceLanguageModel
 from p2rec_core.language.prompt import Prompt, build_prompt
+from p2rec_core.ranking import ranks_of_users
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.settings.language import E4SRecSettings
 from p2rec_core.training.checkpoint import Checkpointer
@@ -270,19 +271,17 @@ def test_ranks_are_those_of_the_scores(
     model = make_model(language_model, prompt)
     rows = [[3, 1, 7, 2, 9, 4], [], [5, 11], [8, 8, 6], [1]]
     targets = np.array([12, 4, 5, 0, 20], np.int32)
-    keep, mask = e4srec_ranks(model, ragged(rows), targets, max_history=4)
+    ranks = ranks_of_users(e4srec_scorer(model, ragged(rows), max_history=4), targets)
     scores = e4srec_scores(model, ragged(rows), max_history=4).numpy()
     users = [0, 1, 2, 4]
-    assert keep.tolist() == [1 + int((scores[u] > scores[u, targets[u] - 1]).sum()) for u in users]
+    assert ranks["keep"].tolist() == [1 + int((scores[u] > scores[u, targets[u] - 1]).sum()) for u in users]
     expected = []
     for user in users:
         eligible = ~np.isin(np.arange(1, N + 1), rows[user])
         higher = int((scores[user][eligible] > scores[user, targets[user] - 1]).sum())
         expected.append(1 + higher if eligible[targets[user] - 1] else 0)
-    assert mask.tolist() == expected
+    assert ranks["mask"].tolist() == expected
     assert expected[2] == 0  # seen before
-    same, other = e4srec_ranks(model, ragged(rows), targets, max_history=4, mask=False)
-    assert same.tolist() == other.tolist() == keep.tolist()
 
 
 def test_a_saved_model_gives_the_same_scores(
@@ -351,7 +350,7 @@ def test_unusable_input(language_model: LanguageModel, prompt: Prompt, ragged: C
     with torch.no_grad():
         model.head.weight[3, 3] = torch.nan
     with pytest.raises(ModelError, match="scores that are not finite"):
-        e4srec_scores(model, ragged([[1, 2]]))
+        ranks_of_users(e4srec_scorer(model, ragged([[1, 2]])), np.array([3], np.int32))
 
 
 def test_prompt(tiny: Callable[[str], LanguageModel]) -> None:
