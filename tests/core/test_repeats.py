@@ -57,6 +57,14 @@ def test_what_generated_the_choices_is_found(ragged, bias):
     assert found.earlier == pytest.approx(bias.earlier, abs=0.15)
 
 
+def test_a_method_that_is_too_sure_of_itself_does_not_cost_own_items_their_place(ragged):
+    bias = RepeatBias(2.0, 1.0)
+    rows, scores, targets = people(6000, bias)
+    found = fitted(ragged, rows, 3 * scores, targets)
+    assert found.last == pytest.approx(3 * bias.last, abs=0.5)
+    assert found.earlier == pytest.approx(3 * bias.earlier, abs=0.5)
+
+
 def test_no_other_bias_is_more_probable(ragged):
     rows, scores, targets = people(300, RepeatBias(1.0, -1.0))
     found = fitted(ragged, rows, scores, targets)
