@@ -24,6 +24,7 @@ from flows.definitions import built_in, find_definition
 from flows.experiment import experiment, watching
 from flows.matrix import CellsFailed
 from p2rec_core.errors import P2RecError, SettingsError
+from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.settings.experiment import ExperimentSettings, assigned
 from storage.artefacts import Store
 from tasks.experiments import read_record
@@ -87,7 +88,7 @@ def test_every_cell_is_computed_but_the_one_that_cannot_be(first: tuple[Path, di
     for cell in report["cells"][:3]:
         assert cell["validation"] > 0
         assert cell["recommender"].split("/")[0] in ("recommender", "backbone")
-        assert {row["seen"] for row in cell["metrics"]} == {"keep", "mask"}
+        assert {row["seen"] for row in cell["metrics"]} == set(SEEN_POLICIES)
     shared = report["datasets"]["sample"]
     assert set(shared["artefacts"]) >= {
         "ingest",

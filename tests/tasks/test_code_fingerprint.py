@@ -230,7 +230,7 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 @pytest.mark.parametrize(
     ("name", "old", "new", "changed"),
     [
-        ("p2rec_core/objectives.py", "1e-30", "1e-20", {*RECOMMENDER, "tasks.evaluation", *E4SREC}),
+        ("p2rec_core/objectives.py", "_CACHED_ITEMS = 1024", "_CACHED_ITEMS = 512", {*RECOMMENDER, "tasks.evaluation", *E4SREC}),
         ("p2rec_core/clustering.py", "1e-12", "1e-11", {"tasks.clusters"}),
         ("p2rec_core/language/agreement.py", "import numpy as np", "import numpy", {"tasks.knowledge"}),
         (
@@ -251,7 +251,7 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
         ("p2rec_core/analysis/groups.py", "N_WARM_GROUPS = 4", "N_WARM_GROUPS = 5", {"tasks.probes"}),
         ("p2rec_core/analysis/tables.py", "float(value)", "value", set()),
         ("tasks/recommender.py", "0x6E6F697365", "0x6E6F697366", RECOMMENDER),
-        ("p2rec_core/objectives.py", '"""Full-softmax', '"""Fully-softmax', set()),
+        ("p2rec_core/objectives.py", '"""Cross-entropy over', '"""Crossed entropy over', set()),
         ("p2rec_core/training/loop.py", "import math\n", "# first\n\n\nimport math\n", set()),
         ("p2rec_core/errors.py", "exit_status = 3", "exit_status = 4", set()),
         ("p2rec_core/settings/clustering.py", "Field(50", "Field(51", set()),
