@@ -221,7 +221,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture
 def file(definition: ExperimentSettings, tmp_path: Path) -> Path:
     """The experiment without the arm that cannot be computed, as a file."""
-    lines = ['name = "small"', 'datasets = ["sample"]', 'backbones = ["sasrec"]', "seeds = [1]", "[settings]"]
+    lines = ['name = "small"', 'datasets = ["sample"]', 'backbones = ["sasrec"]', "seeds = [1]", "probes = true", "[settings]"]
     lines += [f'"{name}" = {json.dumps(value)}' for name, value in definition.settings.items()]
     for arm in ("base", "ci", "p2rec"):
         lines += [f"[arms.{arm}]", f'variant = "{arm}"']
