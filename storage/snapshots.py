@@ -2,7 +2,11 @@
 
 A snapshot is an immutable numbered file. ``current.json`` is a small pointer to one, replaced in one
 step, so that a reader sees the old snapshot or the new one and never a mix. Order is by number,
-never by a clock.
+never by a clock. ``pins.json`` names the snapshots that garbage collection never forgets.
+
+Whatever changes which artefacts are referred to holds ``references_lock`` while it checks that they are
+there and writes it down; garbage collection holds it while it removes artefacts. So a reference to an
+artefact that has just been removed cannot be written.
 """
 
 import contextlib
@@ -13,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2rec_core.errors import StoreError
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage.artefacts import Store
 from storage.disk import make_directory, os_errors, replace_durably
 from storage.manifest import (
@@ -28,6 +32,7 @@ from storage.manifest import (
 )
 
 _POINTER = "current.json"
+_PINS = "pins.json"
 _NUMBERED = re.compile(r"([0-9]{6,})\.json")
 
 
@@ -54,6 +59,14 @@ class Snapshot:
     notes: tuple[str, ...] = ()
 
 
+def references_lock(store: Store) -> contextlib.AbstractContextManager[None]:
+    """The lock under which references to artefacts are written, and artefacts without any are removed.
+
+    One for the whole store: the first snapshot of a dataset has to be safe from garbage collection too.
+    """
+    return store.lock("snapshots", "all")
+
+
 def publish_snapshot(store: Store, dataset: str, entries: Mapping[str, ArtefactRef], info: dict[str, Any]) -> Snapshot:
     """Make a set of artefacts the current snapshot of a dataset.
 
@@ -74,10 +87,11 @@ def publish_snapshot(store: Store, dataset: str, entries: Mapping[str, ArtefactR
     directory = _directory(store, dataset)
     if not entries:
         raise StoreError(f"A snapshot of '{dataset}' needs artefacts; none were given.", remedy="Pass some.")
-    for slot, ref in entries.items():
+    for slot in entries:
         checked_name("a slot", slot)
-        store.load(ref)
-    with store.lock("snapshots", dataset):
+    with references_lock(store):
+        for ref in entries.values():
+            store.load(ref)
         numbers = _numbers(directory)
         current = read_snapshot(store, dataset) if _has_complete(directory, dataset, numbers) else None
         if current is not None and current.entries == dict(entries):
@@ -92,6 +106,61 @@ def publish_snapshot(store: Store, dataset: str, entries: Mapping[str, ArtefactR
             replace_durably(path, content, scratch=store.staging)
         _point_to(store, directory, snapshot)
     return snapshot
+
+
+def promote(store: Store, dataset: str, number: int) -> Snapshot:
+    """Make a snapshot that exists the current one.
+
+    Args:
+        store: The store.
+        dataset: The dataset.
+        number: Which.
+
+    Returns:
+        The snapshot, now the current one.
+
+    Raises:
+        ArtefactMissing: An artefact of it is no longer in the store.
+        ArtefactDamaged: An artefact is not the one that it means.
+        StoreError: There is no such snapshot, it is damaged, or the store cannot be written.
+    """
+    directory = _directory(store, dataset)
+    with references_lock(store):
+        snapshot = _complete(store, directory, dataset, number)
+        _point_to(store, directory, snapshot)
+    return snapshot
+
+
+def rollback(store: Store, dataset: str) -> Snapshot:
+    """Go back to the snapshot before the current one: the complete one with the greatest number below.
+
+    Args:
+        store: The store.
+        dataset: The dataset.
+
+    Returns:
+        The snapshot, now the current one; ``notes`` says which were passed over and why.
+
+    Raises:
+        StoreError: There is no snapshot, no complete one before the current one, or the store cannot be written.
+    """
+    directory = _directory(store, dataset)
+    with references_lock(store):
+        current = read_snapshot(store, dataset)
+        passed_over: list[str] = []
+        for number in reversed([n for n in _numbers(directory) if n < current.number]):
+            try:
+                snapshot = _complete(store, directory, dataset, number)
+            except StoreError as error:
+                passed_over.append(error.problem)
+                continue
+            _point_to(store, directory, snapshot)
+            return dataclasses.replace(snapshot, notes=(*current.notes, *passed_over))
+    problem = f"There is no complete snapshot of '{dataset}' before the current one, {current.number}."
+    raise StoreError(
+        " ".join([problem, *passed_over]),
+        remedy=f"See what there is with `p2rec snapshots --dataset {dataset}`, or make a new one with `p2rec run`.",
+    )
 
 
 def read_snapshot(store: Store, dataset: str, number: int | None = None) -> Snapshot:
@@ -141,6 +210,94 @@ def list_snapshots(store: Store, dataset: str) -> list[Snapshot]:
         with contextlib.suppress(ValueError, FileNotFoundError):
             snapshots.append(_read(directory, dataset, number))
     return snapshots
+
+
+def snapshot_datasets(store: Store) -> list[str]:
+    """Names of the datasets that have snapshots; a directory that a store cannot have made is left out."""
+    snapshots = store.root / "snapshots"
+    with os_errors(snapshots):
+        paths = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
+        return [path.name for path in paths if path.is_dir() and is_name(path.name)]
+
+
+def snapshot_files(store: Store, dataset: str) -> dict[int, Path]:
+    """The files of a dataset's snapshots by number, in order, whether or not they are readable.
+
+    Raises:
+        StoreError: The name is not allowed.
+    """
+    directory = _directory(store, dataset)
+    return {number: directory / _file_name(number) for number in _numbers(directory)}
+
+
+def pinned(store: Store, dataset: str) -> frozenset[int]:
+    """Numbers of the snapshots that are pinned.
+
+    Raises:
+        StoreError: The name is not allowed, or the file that says so is damaged.
+    """
+    path = _directory(store, dataset) / _PINS
+    try:
+        fields = _parse(path)
+        if fields.get("digest") != digest_of(fields):
+            raise ValueError("its digest is another")
+        return frozenset(map(_checked_number, fields["pinned"]))
+    except FileNotFoundError:
+        return frozenset()
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path} is damaged: {error}.", remedy=f"Remove it and pin again with `p2rec pin N --dataset {dataset}`."
+        ) from error
+
+
+def pin(store: Store, dataset: str, number: int) -> frozenset[int]:
+    """Keep a snapshot from being forgotten by garbage collection.
+
+    Returns:
+        All that are pinned now.
+
+    Raises:
+        StoreError: There is no such snapshot, it is damaged, or the store cannot be written.
+    """
+    directory = _directory(store, dataset)
+    with references_lock(store):
+        _read_number(store, directory, dataset, number)
+        return _write_pins(store, directory, pinned(store, dataset) | {number})
+
+
+def unpin(store: Store, dataset: str, number: int) -> frozenset[int]:
+    """Take the pin of a snapshot back.
+
+    Returns:
+        All that are pinned now.
+
+    Raises:
+        StoreError: It is not pinned, or the store cannot be written.
+    """
+    directory = _directory(store, dataset)
+    with references_lock(store):
+        before = pinned(store, dataset)
+        if number not in before:
+            there = ", ".join(map(str, sorted(before))) or "none"
+            raise StoreError(f"Snapshot {number} of '{dataset}' is not pinned.", remedy=f"Choose one that is: {there}.")
+        return _write_pins(store, directory, before - {number})
+
+
+def _write_pins(store: Store, directory: Path, numbers: frozenset[int]) -> frozenset[int]:
+    fields = {"format_version": FORMAT_VERSION, "pinned": sorted(numbers)}
+    content = render_json(fields | {"digest": digest_of(fields)})
+    with os_errors(directory / _PINS, n_bytes=len(content)):
+        replace_durably(directory / _PINS, content, scratch=store.staging)
+    return numbers
+
+
+def is_name(text: str) -> bool:
+    """Whether a store may have given a directory this name."""
+    try:
+        checked_name("a name", text)
+    except StoreError:
+        return False
+    return True
 
 
 def _directory(store: Store, dataset: str) -> Path:
@@ -208,12 +365,30 @@ def _read(directory: Path, dataset: str, number: int) -> Snapshot:
 
 def _read_pointed(directory: Path, dataset: str) -> Snapshot:
     pointer = _parse(directory / _POINTER)
-    number = pointer.get("number")
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise ValueError(f"it points to {number!r:.40}")
+    number = _checked_number(pointer.get("number"))
     snapshot = _read(directory, dataset, number)
     if snapshot.digest != pointer.get("digest"):
         raise ValueError(f"it expects digest {pointer.get('digest')!r:.80}, found {snapshot.digest}")
+    return snapshot
+
+
+def _checked_number(number: object) -> int:
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"it points to {number!r:.40}")
+    return number
+
+
+def _complete(store: Store, directory: Path, dataset: str, number: int) -> Snapshot:
+    """Read a snapshot whose artefacts are all in the store; the error names the slot that is not."""
+    snapshot = _read_number(store, directory, dataset, number)
+    for slot, ref in snapshot.entries.items():
+        try:
+            store.load(ref)
+        except (ArtefactMissing, ArtefactDamaged) as error:
+            raise type(error)(
+                f"Snapshot {number} of '{dataset}' is not complete, slot {slot}: {error.problem}",
+                remedy=f"Choose another: `p2rec snapshots --dataset {dataset}` lists them.",
+            ) from error
     return snapshot
 
 
@@ -243,10 +418,8 @@ def _has_complete(directory: Path, dataset: str, numbers: list[int]) -> bool:
 
 
 def _nothing_there(store: Store, dataset: str) -> StoreError:
-    snapshots = store.root / "snapshots"
-    with os_errors(snapshots):
-        there = sorted(path.name for path in snapshots.iterdir()) if snapshots.is_dir() else []
+    there = ", ".join(snapshot_datasets(store)) or "none"
     return StoreError(
-        f"There is no snapshot of '{dataset}' in {store.root} (it has: {', '.join(there) or 'none'}).",
+        f"There is no snapshot of '{dataset}' in {store.root} (it has: {there}).",
         remedy=f"Make one with `p2rec run --dataset {dataset}`.",
     )

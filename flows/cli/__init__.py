@@ -28,20 +28,32 @@ app.command("flows.cli.show:show", name="show", help="Show a snapshot: artefacts
 app.command("flows.cli.show:query", name="query", help="Ask a snapshot with SQL.")
 app.command("flows.cli.show:settings", name="settings", help="List every setting.")
 
+app.command("flows.cli.snapshots:snapshots", name="snapshots", help="List the snapshots of a dataset.")
+app.command("flows.cli.snapshots:diff", name="diff", help="Show what is different between two snapshots.")
+app.command("flows.cli.snapshots:promote", name="promote", help="Make an older or newer snapshot the current one.")
+app.command("flows.cli.snapshots:rollback", name="rollback", help="Go back to the snapshot before the current one.")
+app.command("flows.cli.snapshots:pin", name="pin", help="Keep a snapshot from being forgotten.")
+app.command("flows.cli.snapshots:unpin", name="unpin", help="Take the pin of a snapshot back.")
+app.command("flows.cli.snapshots:gc", name="gc", help="Remove what no snapshot and no experiment needs.")
+
+app.command("flows.cli.outputs:recommend", name="recommend", help="Recommend items to users, as Parquet.")
+app.command("flows.cli.outputs:neighbours", name="neighbours", help="The items that are most similar to an item.")
+app.command("flows.cli.outputs:export", name="export", help="Write embeddings or a model for other programs.")
+
 app.command("flows.cli.experiment:report", name="report", help="Make the report of an experiment.")
 
-experiment = App(name="experiment", help="Experiments: datasets x backbones x arms x seeds as cached cells.")
-experiment.command("flows.cli.experiment:run", name="run", help="Compute what is missing of an experiment.")
-experiment.command("flows.cli.experiment:show", name="show", help="Show which cells are there.")
-experiment.command("flows.cli.experiment:list_experiments", name="list", help="List experiments.")
-app.command(experiment)
+experiment_app = App(name="experiment", help="Experiments: datasets x backbones x arms x seeds as cached cells.")
+experiment_app.command("flows.cli.experiment:run", name="run", help="Compute what is missing of an experiment.")
+experiment_app.command("flows.cli.experiment:show", name="show", help="Show which cells are there.")
+experiment_app.command("flows.cli.experiment:list_experiments", name="list", help="List experiments.")
+app.command(experiment_app)
 
-data = App(name="data", help="Datasets: list, fetch, describe, import.")
-data.command("flows.cli.data:list_datasets", name="list", help="List known and imported datasets.")
-data.command("flows.cli.data:fetch", name="fetch", help="Find or download a known dataset and verify it.")
-data.command("flows.cli.data:describe", name="describe", help="Statistics of a dataset.")
-data.command("flows.cli.data:import_file", name="import", help="Check a file of interactions and give it a name.")
-app.command(data)
+data_app = App(name="data", help="Datasets: list, fetch, describe, import.")
+data_app.command("flows.cli.data:list_datasets", name="list", help="List known and imported datasets.")
+data_app.command("flows.cli.data:fetch", name="fetch", help="Find or download a known dataset and verify it.")
+data_app.command("flows.cli.data:describe", name="describe", help="Statistics of a dataset.")
+data_app.command("flows.cli.data:import_file", name="import", help="Check a file of interactions and give it a name.")
+app.command(data_app)
 
 
 def main() -> None:

@@ -1,12 +1,25 @@
 import dataclasses
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from p2rec_core.errors import ArtefactMissing, StoreError
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage.artefacts import ArtefactRef, Store
-from storage.snapshots import list_snapshots, publish_snapshot, read_snapshot
+from storage.snapshot_changes import ClusterChange, EmbeddingChange, IdChange, MetricChange, snapshot_changes
+from storage.snapshots import (
+    list_snapshots,
+    pin,
+    pinned,
+    promote,
+    publish_snapshot,
+    read_snapshot,
+    rollback,
+    unpin,
+)
 
 
 @pytest.fixture
@@ -69,6 +82,10 @@ def test_hostile_dataset_names_are_refused(store: Store, refs: list[ArtefactRef]
         lambda: read_snapshot(store, dataset),
         lambda: list_snapshots(store, dataset),
         lambda: publish_snapshot(store, dataset, {"ingest": refs[0]}, {}),
+        lambda: promote(store, dataset, 1),
+        lambda: rollback(store, dataset),
+        lambda: pin(store, dataset, 1),
+        lambda: unpin(store, dataset, 1),
     ):
         with pytest.raises(StoreError, match="cannot be used as a dataset"):
             attempt()
@@ -133,3 +150,223 @@ def test_a_snapshot_of_a_newer_format_is_not_called_damaged(store: Store, two: P
     pointer.write_text(pointer.read_text().replace('"format_version": 1', '"format_version": 2'))
     with pytest.raises(StoreError, match=r"current\.json has format version 2; this P2Rec reads up to 1"):
         read_snapshot(store, "tiny")
+
+
+@pytest.fixture
+def three(store: Store, refs: list[ArtefactRef], two: Path) -> Path:
+    """The dataset with a third snapshot."""
+    publish_snapshot(store, "tiny", {"ingest": refs[2]}, {})
+    return two
+
+
+def test_promote_changes_the_pointer_and_nothing_else(store: Store, three: Path) -> None:
+    before = {path.name: path.read_bytes() for path in three.glob("0*.json")}
+    assert promote(store, "tiny", 1) == read_snapshot(store, "tiny")
+    assert read_snapshot(store, "tiny").number == 1
+    assert promote(store, "tiny", 3).number == read_snapshot(store, "tiny").number == 3
+    assert {path.name: path.read_bytes() for path in three.glob("0*.json")} == before
+    with pytest.raises(StoreError, match=r"no snapshot 4 of 'tiny'\. Choose one that exists: 1, 2, 3"):
+        promote(store, "tiny", 4)
+    assert read_snapshot(store, "tiny").number == 3
+
+
+def test_a_snapshot_that_lacks_an_artefact_is_not_promoted(store: Store, refs: list[ArtefactRef], three: Path) -> None:
+    shutil.rmtree(store.place("s", "k1"))
+    with pytest.raises(ArtefactMissing, match=r"Snapshot 2 of 'tiny' is not complete, slot ingest: .* artefact s/k1"):
+        promote(store, "tiny", 2)
+    (store.place("s", "k0") / "manifest.json").write_text("torn")
+    with pytest.raises(ArtefactDamaged, match=r"Snapshot 1 of 'tiny' is not complete, slot ingest: .* is damaged"):
+        promote(store, "tiny", 1)
+    assert read_snapshot(store, "tiny").number == 3
+
+
+def test_rollback_goes_back_one_by_one_until_there_is_nothing_before(store: Store, three: Path) -> None:
+    assert [rollback(store, "tiny").number for _ in range(2)] == [2, 1]
+    with pytest.raises(
+        StoreError,
+        match=r"no complete snapshot of 'tiny' before the current one, 1\. .*`p2rec snapshots --dataset tiny`",
+    ):
+        rollback(store, "tiny")
+    assert read_snapshot(store, "tiny").number == 1
+    with pytest.raises(StoreError, match="no snapshot of 'beauty'"):
+        rollback(store, "beauty")
+
+
+def test_rollback_passes_over_what_is_not_complete_and_says_so(
+    store: Store, refs: list[ArtefactRef], three: Path
+) -> None:
+    publish_snapshot(store, "tiny", {"ingest": refs[0]}, {})
+    shutil.rmtree(store.place("s", "k2"))  # of snapshots 2 and 3
+    back = rollback(store, "tiny")
+    assert back.number == 1
+    assert ["Snapshot 3" in back.notes[0], "Snapshot 2" in back.notes[1]] == [True, True]
+    assert read_snapshot(store, "tiny") == dataclasses.replace(back, notes=())
+    promote(store, "tiny", 4)
+    (three / "000001.json").write_text("torn")
+    with pytest.raises(StoreError, match=r"before the current one, 4\. .*000001\.json is damaged"):
+        rollback(store, "tiny")
+
+
+def test_a_publish_after_a_rollback_takes_a_new_number(store: Store, refs: list[ArtefactRef], three: Path) -> None:
+    rollback(store, "tiny")
+    rollback(store, "tiny")
+    assert publish_snapshot(store, "tiny", {"ingest": refs[0]}, {}).number == 1
+    again = publish_snapshot(store, "tiny", {"ingest": refs[2]}, {})
+    assert again.number == 4
+    assert read_snapshot(store, "tiny") == again
+    assert rollback(store, "tiny").number == 3
+
+
+def test_pins_are_kept_and_taken_back(store: Store, three: Path) -> None:
+    assert pinned(store, "tiny") == frozenset()
+    assert pin(store, "tiny", 2) == {2}
+    assert pin(store, "tiny", 1) == pin(store, "tiny", 2) == {1, 2}
+    assert unpin(store, "tiny", 2) == pinned(store, "tiny") == {1}
+    with pytest.raises(StoreError, match=r"Snapshot 2 of 'tiny' is not pinned\. Choose one that is: 1"):
+        unpin(store, "tiny", 2)
+    with pytest.raises(StoreError, match="There is no snapshot 9"):
+        pin(store, "tiny", 9)
+    assert read_snapshot(store, "tiny").number == 3
+    pins = three / "pins.json"
+    for content in ("", pins.read_text().replace("1\n", "2\n"), '{\n  "pinned": []\n}\n'):
+        pins.write_text(content)
+        with pytest.raises(StoreError, match=r"pins\.json is damaged: .* `p2rec pin N --dataset tiny`"):
+            pinned(store, "tiny")
+
+
+RUN = {"method": "sasrec", "variant": "p2rec", "split": "test", "seen": "keep"}
+
+
+def metrics(**values: float) -> pa.Table:
+    rows = [{**RUN, "metric": name, "k": 10, "value": value, "n_users": 2} for name, value in values.items()]
+    return pa.Table.from_pylist(rows).cast(
+        pa.schema(
+            [(name, pa.string()) for name in (*RUN, "metric")]
+            + [("k", pa.int32()), ("value", pa.float64()), ("n_users", pa.int32())]
+        )
+    )
+
+
+def knowledge(item_idx: list[int], *rows: list[float]) -> pa.Table:
+    def vectors(values: list[list[float]]) -> pa.Array:
+        flat = pa.array([value for row in values for value in row], pa.float32())
+        return pa.FixedSizeListArray.from_arrays(flat, len(values[0]))
+
+    return pa.table(
+        {
+            "item_idx": pa.array(item_idx, pa.int32()),
+            "knowledge": vectors(list(rows)),
+            "category_distribution": vectors([[1.0, 0.0]] * len(rows)),
+        }
+    )
+
+
+def clusters(item_idx: list[int], cluster: list[int]) -> pa.Table:
+    return pa.table(
+        {
+            "item_idx": pa.array(item_idx, pa.int32()),
+            "cluster": pa.array(cluster, pa.int32()),
+            "distance": pa.array([0.0] * len(cluster), pa.float32()),
+        }
+    )
+
+
+def owners(users: list[str], items: list[str]) -> dict[str, pa.Table]:
+    def numbered(idx: str, name: str, ids: list[str]) -> pa.Table:
+        ints = pa.array(range(1, len(ids) + 1), pa.int32())
+        return pa.table({idx: ints, name: ids, "n_train": ints})
+
+    return {"users": numbered("user_idx", "user_id", users), "items": numbered("item_idx", "item_id", items)}
+
+
+def test_changes_are_counted_by_the_owners_identifiers(store: Store, publish: Any) -> None:
+    def snapshot(n: int, contents: dict[str, dict[str, pa.Table]]) -> Any:
+        entries = {slot: publish(slot, tables, key=f"k{n}").ref() for slot, tables in contents.items()}
+        return publish_snapshot(store, "tiny", entries, {})
+
+    old = snapshot(
+        1,
+        {
+            "ingest": owners(["u1", "u2"], ["a", "b", "c", "d"]),
+            "clusters": {"item_clusters": clusters([1, 2, 3, 4], [0, 0, 1, 1])},
+            "knowledge": {"item_knowledge": knowledge([1, 2, 3, 4], [1, 0], [0, 2], [0, 0], [1, 1])},
+            "evaluation.sasrec.p2rec": {"metrics": metrics(NDCG=0.25, HR=0.5)},
+            "preferences": {},
+        },
+    )
+    # d, c, b, new: the same items have other indices; c moved to the cluster of b, and all clusters were renumbered
+    new = snapshot(
+        2,
+        {
+            "ingest": owners(["u2", "u3", "u4"], ["d", "c", "b", "new"]),
+            "clusters": {"item_clusters": clusters([1, 2, 3, 4], [0, 1, 1, 0])},
+            "knowledge": {"item_knowledge": knowledge([1, 2, 3, 4], [2, 2], [1, 0], [1, 0], [1, 0])},
+            "evaluation.sasrec.p2rec": {"metrics": metrics(NDCG=0.5, MRR=0.125)},
+            "report": {},
+        },
+    )
+    changes = snapshot_changes(store, old, new)
+    assert {c.slot: (c.old is not None, c.new is not None) for c in changes.slots} == {
+        **dict.fromkeys(("ingest", "clusters", "knowledge", "evaluation.sasrec.p2rec"), (True, True)),
+        "preferences": (True, False),
+        "report": (False, True),
+    }
+    assert set(changes.ids) == {IdChange("items", 4, 4, 1, 1), IdChange("users", 2, 3, 2, 1)}
+    assert changes.clusters == (ClusterChange("clusters", 3, pytest.approx(2 / 3), pytest.approx(1 / 3)),)
+    # b: orthogonal; c: zero before; d: the same direction
+    assert changes.embeddings == (EmbeddingChange("knowledge", "item_knowledge", 2, 1, pytest.approx(0.5)),)
+    side_by_side = {metric.metric: metric for metric in changes.metrics}
+    evaluation = ("evaluation.sasrec.p2rec", "sasrec", "p2rec", "test", "keep")
+    assert side_by_side == {
+        "NDCG": MetricChange(*evaluation, "NDCG", 10, 0.25, 0.5),
+        "HR": MetricChange(*evaluation, "HR", 10, 0.5, None),
+        "MRR": MetricChange(*evaluation, "MRR", 10, None, 0.125),
+    }
+    assert changes.notes == ()
+    assert snapshot_changes(store, new, new).slots == ()
+
+
+def test_what_does_not_fit_is_said(store: Store, publish: Any, tables: SimpleNamespace) -> None:
+    first = {
+        "ingest": publish("ingest", owners(["u"], ["a", "b"]), key="k1").ref(),
+        "knowledge": publish("knowledge", {"item_knowledge": knowledge([1], [1, 0])}, key="k1").ref(),
+        "backbone": publish("backbone", {"item_embeddings": tables.item_embeddings}, key="k1").ref(),
+        "clusters": publish("clusters", {"item_clusters": clusters([1], [0])}, key="k1").ref(),
+    }
+    other = tables.item_embeddings.set_column(1, "source", [["caser"] * 3])
+    second = first | {
+        "knowledge": publish("knowledge", {"item_knowledge": knowledge([1], [1, 0, 0])}, key="k2").ref(),
+        "backbone": publish("backbone", {"item_embeddings": other}, key="k2").ref(),
+        "clusters": publish(
+            "clusters", {"item_clusters": clusters([2], [0]), "history": tables.history}, key="k2"
+        ).ref(),
+    }
+    old, new = (publish_snapshot(store, "tiny", entries, {}) for entries in (first, second))
+    changes = snapshot_changes(store, old, new)
+    assert changes.embeddings == (EmbeddingChange("backbone", "item_embeddings", 0, 0, None),)
+    assert changes.clusters == ()
+    assert [note.split("cannot be compared: ")[1] for note in changes.notes] == [
+        "column 'knowledge' is fixed_size_list<element: float>[2] in snapshot 1 and "
+        "fixed_size_list<element: float>[3] in 2.",
+        "the snapshots have no vectors of the same item and source.",
+        "no item has a cluster in both snapshots.",
+    ]
+    without = publish_snapshot(store, "tiny", {slot: ref for slot, ref in first.items() if slot != "ingest"}, {})
+    changes = snapshot_changes(store, without, new)
+    assert sum("only be matched by the table 'items' of both" in note for note in changes.notes) == 2
+    with_metrics = second | {"knowledge": publish("knowledge", {"metrics": metrics(HR=0.5)}, key="k3").ref()}
+    notes = snapshot_changes(store, new, publish_snapshot(store, "tiny", with_metrics, {})).notes
+    assert ["only snapshot 2 has it" in notes[0], "only snapshot 4 has it" in notes[1]] == [True, True]
+
+
+def test_the_same_content_under_another_key_is_not_compared(store: Store, publish: Any) -> None:
+    refs = [publish("evaluation", {"metrics": metrics(HR=0.5)}, key=key).ref() for key in ("k1", "k2")]
+    old, new = (publish_snapshot(store, "tiny", {"evaluation": ref}, {}) for ref in refs)
+    changes = snapshot_changes(store, old, new)
+    assert [(change.slot, change.same_content) for change in changes.slots] == [("evaluation", True)]
+    assert changes.metrics == ()
+    shutil.rmtree(store.place("evaluation", "k2"))
+    other = publish("evaluation", {"metrics": metrics(HR=0.75)}, key="k3").ref()
+    newest = publish_snapshot(store, "tiny", {"evaluation": other}, {})
+    with pytest.raises(ArtefactMissing, match="There is no artefact evaluation/k2"):
+        snapshot_changes(store, new, newest)

@@ -230,7 +230,12 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 @pytest.mark.parametrize(
     ("name", "old", "new", "changed"),
     [
-        ("p2rec_core/objectives.py", "_CACHED_ITEMS = 1024", "_CACHED_ITEMS = 512", {*RECOMMENDER, "tasks.evaluation", *E4SREC}),
+        (
+            "p2rec_core/objectives.py",
+            "_CACHED_ITEMS = 1024",
+            "_CACHED_ITEMS = 512",
+            {*RECOMMENDER, "tasks.evaluation", *E4SREC},
+        ),
         ("p2rec_core/clustering.py", "1e-12", "1e-11", {"tasks.clusters"}),
         ("p2rec_core/language/agreement.py", "import numpy as np", "import numpy", {"tasks.knowledge"}),
         (
