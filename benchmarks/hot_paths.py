@@ -1,86 +1,131 @@
-"""Side by side, in one run: each hot path against the plain way of writing it.
+"""P2Rec's hot paths beside the plain way of writing them, in one run.
 
-    python benchmarks/hot_paths.py
+    python benchmarks/hot_paths.py --out DIRECTORY            an hour
+    python benchmarks/hot_paths.py --out DIRECTORY --quick    two minutes: everything small
 
-Ratios are what counts: machines are noisy, and both sides of a ratio are timed in turn.
+Ratios are what counts: machines are noisy, and both sides of a ratio are timed in turn. A ratio is the plain side's
+seconds over P2Rec's. See docs/how-to/benchmark.md.
 """
 
-import statistics
+import argparse
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+from catalogue_paths import catalogue_rows
+from interactions import datasets_directory, written
+from language_paths import MODELS, case, finetune_row, knowledge_row
+from machine_limits import limits
+from ours_run import loaded
+from pipeline_paths import command_line_rows, run_rows
+from processes import BenchmarkError
+from report import Report, Row
+from run_facts import cores, keep_to, run_facts
+from store_paths import store_rows
 
-from p2rec_core.language.knowledge import item_knowledge
-from p2rec_core.language.loading import load_language_model
-from p2rec_core.language.preference_model import PreferenceLanguageModel
-from p2rec_core.language.prompt import build_prompt
-from p2rec_core.objectives import catalogue_cross_entropy
+from p2rec_core.errors import P2RecError
 from p2rec_core.runtime import prepared_device
+from storage.datasets import DATASETS
 
-ROUNDS = 3
-
-
-def compared(name: str, ours: Callable[[], object], plain: Callable[[], object]) -> None:
-    """Time both in turn and print the ratio, with its spread."""
-    ours(), plain()
-    ratios, ours_s = [], []
-    for _ in range(ROUNDS):
-        begun = time.perf_counter()
-        ours()
-        between = time.perf_counter()
-        plain()
-        ours_s.append(between - begun)
-        ratios.append((time.perf_counter() - between) / (between - begun))
-    spread = f"{min(ratios):.1f} to {max(ratios):.1f}"
-    print(f"{name:58s} {statistics.median(ours_s):7.3f} s  {statistics.median(ratios):5.1f} x faster ({spread})")
+PARTS = ("limits", "catalogue", "language", "store", "start", "pipeline")
 
 
-def cross_entropy(n_positions: int = 2048, n_items: int = 12_101, width: int = 64) -> None:
-    """Loss and gradients of one training step at Beauty's size."""
-    states = torch.randn(n_positions, width, requires_grad=True)
-    table = torch.randn(n_items, width).mul(0.05).requires_grad_()
-    targets = torch.randint(n_items, (n_positions,))
-    compared(
-        "cross-entropy over the catalogue against logits in memory",
-        lambda: catalogue_cross_entropy(states, table, targets).backward(),
-        lambda: F.cross_entropy(states @ table.T, targets, reduction="sum").backward(),
-    )
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, with what depends on ``--quick`` and on the machine filled in."""
+    parser = argparse.ArgumentParser(description="Measure P2Rec's hot paths beside plain ones.")
+    parser.add_argument("--out", type=Path, required=True, help="directory for paths.md and paths.json")
+    parser.add_argument("--history", type=Path, help="file of JSON lines to append the run to")
+    parser.add_argument("--quick", action="store_true", help="two minutes: everything small")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {','.join(PARTS)}")
+    parser.add_argument("--dataset", choices=DATASETS, help="of the users to tune a language model on")
+    parser.add_argument("--users", type=int, help="how many of them")
+    parser.add_argument("--pipeline-dataset", choices=DATASETS, default="sample", help="to run the pipeline on")
+    parser.add_argument("--rounds", type=int, help="pairs of measurements")
+    parser.add_argument("--threads", type=int, help="threads and cores of either side; all of them unless named")
+    options = parser.parse_args(arguments)
+    real = datasets_directory() is not None and not options.quick
+    options.dataset = options.dataset or ("beauty" if real else "sample")
+    if options.users is None:
+        options.users = 64 if options.quick else 512
+    if options.rounds is None:
+        options.rounds = 1 if options.quick else 3
+    options.parts = options.parts.split(",")
+    if options.threads is None:
+        options.threads = len(cores())
+    for name in options.parts:
+        if name not in PARTS:
+            parser.error(f"there is no part {name!r}; choose among {', '.join(PARTS)}")
+    for what in ("users", "rounds", "threads"):
+        if getattr(options, what) < 1:
+            parser.error(f"--{what} is {getattr(options, what)}; it has to be 1 or more")
+    if options.threads > len(cores()):
+        parser.error(f"--threads is {options.threads}, but there are {len(cores())} cores")
+    return options
 
 
-def knowledge(n_items: int = 512, width: int = 64, n_clusters: int = 50) -> None:
-    """Item knowledge of a causal model, with the instruction's keys and values computed once."""
-    loaded = load_language_model("random-llama-small", seed=1)
-    prompt = build_prompt(
-        loaded.tokenizer,
-        "Given the user's purchase history, predict the user's distribution among {n_clusters} purchase preferences.",
-        "Response:",
-        n_clusters=n_clusters,
-        causal=loaded.causal,
-    )
-    embeddings = np.random.default_rng(1).normal(size=(n_items, width)).astype(np.float32)
-    models = {
-        shared: PreferenceLanguageModel(
-            loaded, prompt, embeddings, np.ones(n_items, bool), n_clusters, shared_prefix=shared
-        ).eval()
-        for shared in (True, False)
+def language_rows(options: argparse.Namespace) -> list[Row]:
+    """Fine-tuning and item knowledge of both language models, on the users of a data set."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = written(options.dataset, Path(folder))
+        sequences, _, n_items = loaded(data.path)
+    rows = []
+    for name in MODELS:
+        this = case(name, sequences, n_items, options.users)
+        rows.append(finetune_row(this, data.title, options.rounds))
+        rows.append(knowledge_row(this, 256 if options.quick else 4096, options.rounds))
+    return rows
+
+
+def part_rows(part: str, options: argparse.Namespace) -> list[Row]:
+    """The rows of one part."""
+    n_items = 50_000 if options.quick else 1_000_000
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "catalogue": lambda: catalogue_rows(quick=options.quick, rounds=options.rounds, threads=options.threads),
+        "language": lambda: language_rows(options),
+        "store": lambda: store_rows(options.out, n_items=n_items, width=256, rounds=options.rounds),
+        "start": lambda: command_line_rows(options.rounds),
+        "pipeline": lambda: run_rows(options.pipeline_dataset, options.rounds, options.threads, quick=options.quick),
     }
-    compared(
-        "item knowledge, shared instruction against plain forward",
-        lambda: item_knowledge(models[True], batch_size=256),
-        lambda: item_knowledge(models[False], batch_size=256),
-    )
+    return parts[part]()
 
 
-def main() -> None:
-    """Measure everything."""
-    prepared_device("cpu", 2)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    cross_entropy()
-    knowledge()
+def measure(options: argparse.Namespace) -> Report:
+    """Measure everything that was asked for; the report is saved after every part."""
+    keep_to(options.threads)
+    prepared_device("cpu", options.threads)
+    shown = ("parts", "dataset", "users", "pipeline_dataset", "rounds", "threads")
+    facts = run_facts("hot_paths.py", options, shown)
+    report = Report("paths", "P2Rec's hot paths beside plain ones", "plain", facts, None, [], {})
+    if "limits" in options.parts:
+        report = replace(report, limits=limits(options.threads))
+    report.save(options.out)
+    for part in options.parts:
+        if part != "limits":
+            print(f"{part} …", flush=True)
+            report.rows.extend(part_rows(part, options))
+            report.save(options.out)
+    return report
+
+
+def main() -> int:
+    """Measure, print and save."""
+    options = parsed()
+    begun = time.perf_counter()
+    try:
+        report = measure(options)
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except P2RecError as error:
+        print(error.problem, error.remedy, file=sys.stderr)
+        return error.exit_status
+    report.finish(options.out, options.history, time.perf_counter() - begun, datetime.now(UTC))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

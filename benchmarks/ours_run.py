@@ -1,0 +1,166 @@
+"""One measurement of P2Rec: what peers/recbole_run.py does for RecBole.
+
+    python benchmarks/ours_run.py REQUEST.json RESULT.json
+
+The request has ``task`` (load, evaluate or train), ``interactions`` (the atomic file that RecBole reads too),
+``backbone``, ``threads``, ``seed`` and ``repeats``. Everything else is P2Rec's default recipe. Validation ranks all
+items under ``seen = keep``, which is RecBole's way.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from memory import peak_rss_bytes
+from numpy.typing import NDArray
+
+from p2rec_core.fusion import IdTable
+from p2rec_core.recommender import NextItemObjective, Recommender
+from p2rec_core.runtime import prepared_device
+from p2rec_core.sequences import RaggedSequences
+from p2rec_core.settings.data import IngestSettings, SourceFormat
+from p2rec_core.settings.sequence_model import EncoderSettings, Schedule, TrainingSettings
+from p2rec_core.training.recommender import EncoderShape, NextItemTraining, train_recommender
+from storage.ingest.pipeline import ingest
+from tasks.arrays import ragged, targets
+
+
+class EpochClock:
+    """The training loop's progress, which writes down what each epoch took.
+
+    The loop tells of an epoch's last step twice: when the step is done, and when the epoch is validated.
+
+    Attributes:
+        seconds: Of every epoch, the seconds of its steps and those of its validation.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[tuple[float, float]] = []
+        self._begun = self._told = time.perf_counter()
+        self._done = 0
+
+    def __call__(self, done: int, total: int, message: str) -> None:
+        """Take the time; see ``progress.Progress``."""
+        now = time.perf_counter()
+        if done == self._done:
+            self.seconds.append((self._told - self._begun, now - self._told))
+            print(message, flush=True)
+            self._begun = now
+        self._done, self._told = done, now
+
+
+def loaded(path: Path) -> tuple[RaggedSequences, NDArray[np.int32], int]:
+    """Training parts, validation items (0 = none) and N of an atomic file; every row of it counts."""
+    settings = IngestSettings(format=SourceFormat.RECBOLE, min_user_interactions=1, min_item_interactions=1)
+    tables = ingest(path, **settings.model_dump(mode="json"))
+    sequences = ragged(tables.sequences)
+    return sequences, targets(tables.validation, len(sequences)), tables.items.num_rows
+
+
+def fresh_objective(
+    sequences: RaggedSequences,
+    validation: NDArray[np.int32],
+    n_items: int,
+    encoder: EncoderShape,
+    training: TrainingSettings,
+    device: torch.device,
+) -> NextItemObjective:
+    """The objective of an untrained recommender in evaluation mode."""
+    model = Recommender(IdTable(n_items, encoder.hidden_size), encoder.build()).to(device).eval()
+    return NextItemObjective(
+        model,
+        sequences,
+        validation,
+        max_length=encoder.max_length,
+        batch_positions=training.batch_positions,
+        seed=training.seed,
+        device=device,
+    )
+
+
+def timed_training(
+    sequences: RaggedSequences,
+    validation: NDArray[np.int32],
+    n_items: int,
+    encoder: EncoderShape,
+    training: TrainingSettings,
+    device: torch.device,
+) -> list[dict[str, float]]:
+    """Train as the pipeline does.
+
+    Returns:
+        One entry per epoch: seconds of training, seconds of validation, validation NDCG@10. The first one has the
+        making of model and windows too.
+    """
+    clock = EpochClock()
+    trained = train_recommender(
+        sequences,
+        validation,
+        n_items=n_items,
+        encoder=encoder,
+        training=NextItemTraining(
+            **training.model_dump(exclude={"schedule"}), cosine=training.schedule is Schedule.COSINE
+        ),
+        device=device,
+        progress=clock,
+    )
+    ndcg = [value for _, metric, value in trained.fit.history if metric == "NDCG@10"]
+    return [
+        {"train_s": train_s, "validate_s": validate_s, "ndcg": value}
+        for (train_s, validate_s), value in zip(clock.seconds, ndcg, strict=True)
+    ]
+
+
+def measured(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what the request says."""
+    imported = peak_rss_bytes()
+    device = prepared_device("cpu", request["threads"])
+    settings = EncoderSettings(backbone=request["backbone"])
+    encoder = EncoderShape(settings.backbone, settings.options())
+    training = TrainingSettings(seed=request["seed"])
+
+    begun = time.perf_counter()
+    sequences, validation, n_items = loaded(Path(request["interactions"]))
+    objective = fresh_objective(sequences, validation, n_items, encoder, training, device)
+    first = objective.steps(0)[0][0]
+    torch.from_numpy(objective.windows.padded(first))
+    load_s = time.perf_counter() - begun
+
+    result: dict[str, Any] = {
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "threads": torch.get_num_threads(),
+        "encoder": settings.model_dump(mode="json"),
+        "training": training.model_dump(mode="json"),
+        "n_users": len(sequences),
+        "n_items": n_items,
+        "n_validated": int((validation > 0).sum()),
+        "n_examples": int(np.maximum(sequences.lengths - 1, 0).sum()),
+        "load_s": load_s,
+        "imported_rss_bytes": imported,
+    }
+    if request["task"] == "train":
+        result["curve"] = timed_training(sequences, validation, n_items, encoder, training, device)
+    elif request["task"] == "evaluate":
+        seconds = []
+        with torch.no_grad():
+            for _ in range(request["repeats"] + 1):  # the first one warms up
+                begun = time.perf_counter()
+                objective.validate()
+                seconds.append(time.perf_counter() - begun)
+        result["evaluate_s"] = seconds[1:]
+    result["peak_rss_bytes"] = peak_rss_bytes()
+    return result
+
+
+def main() -> None:
+    """Read the request, measure, write the result."""
+    request_file, result_file = map(Path, sys.argv[1:3])
+    result_file.write_text(json.dumps(measured(json.loads(request_file.read_text()))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The command line of peers.py."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from interactions import datasets_directory
+from run_facts import cores
+
+from p2rec_core.settings.sequence_model import EncoderSettings
+from storage.datasets import DATASETS
+
+PARTS = ("limits", "ingest", "load", "evaluate", "train")
+BACKBONES = ("sasrec", "gru4rec", "caser")
+ENVIRONMENT = Path(__file__).parents[1] / "build" / "peers" / "recbole"
+WANTED_EPOCHS = 10
+"""Epochs of RecBole that the ratios to reach are about."""
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, with what depends on ``--quick`` and on the machine filled in."""
+    parser = argparse.ArgumentParser(description="Measure P2Rec beside RecBole.")
+    parser.add_argument("--out", type=Path, required=True, help="directory for peers.md and peers.json")
+    parser.add_argument("--history", type=Path, help="file of JSON lines to append the run to")
+    parser.add_argument("--quick", action="store_true", help="minutes: the sample, SASRec, one epoch of RecBole")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {','.join(PARTS)}")
+    parser.add_argument("--backbones", help=f"which of {','.join(BACKBONES)} to train")
+    parser.add_argument("--dataset", choices=DATASETS, help="to train and evaluate on")
+    parser.add_argument("--load-dataset", choices=DATASETS, help="to load")
+    parser.add_argument("--users", type=int, help="keep the first so many users of a data set")
+    parser.add_argument("--epochs", type=int, help="epochs of RecBole; its NDCG@10 after the last is the goal")
+    parser.add_argument("--rounds", type=int, help="pairs of runs of load and evaluate")
+    parser.add_argument("--train-rounds", type=int, default=1, help="runs of RecBole's training")
+    parser.add_argument("--caser-length", type=int, help="how far back RecBole's Caser reads; as far as P2Rec's")
+    parser.add_argument("--ingest-millions", help="millions of drawn interactions to ingest, such as 1,3,10")
+    parser.add_argument("--threads", type=int, help="threads and cores of either side; all of them unless named")
+    parser.add_argument("--peer-environment", type=Path, default=ENVIRONMENT, help="where RecBole is installed")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter to make that with")
+    options = parser.parse_args(arguments)
+    real = datasets_directory() is not None and not options.quick
+    options.dataset = options.dataset or ("beauty" if real else "sample")
+    options.load_dataset = options.load_dataset or ("ml-1m" if real else options.dataset)
+    if options.epochs is None:
+        options.epochs = 1 if options.quick else WANTED_EPOCHS
+    if options.rounds is None:
+        options.rounds = 2 if options.quick else 4
+    options.backbones = (options.backbones or ("sasrec" if options.quick else ",".join(BACKBONES))).split(",")
+    options.parts = options.parts.split(",")
+    options.ingest_millions = (options.ingest_millions or ("0.1" if options.quick else "1,3,10")).split(",")
+    if options.caser_length is None:
+        options.caser_length = EncoderSettings(backbone="caser").window
+    if options.threads is None:
+        options.threads = len(cores())
+    for named, known, what in ((options.parts, PARTS, "part"), (options.backbones, BACKBONES, "backbone")):
+        for name in named:
+            if name not in known:
+                parser.error(f"there is no {what} {name!r}; choose among {', '.join(known)}")
+    for what in ("threads", "epochs", "rounds", "train_rounds", "caser_length"):
+        if getattr(options, what) < 1:
+            parser.error(f"--{what.replace('_', '-')} is {getattr(options, what)}; it has to be 1 or more")
+    if options.users is not None and options.users < 1:
+        parser.error(f"--users is {options.users}; it has to be 1 or more")
+    if options.threads > len(cores()):
+        parser.error(f"--threads is {options.threads}, but there are {len(cores())} cores")
+    for millions in options.ingest_millions:
+        if not millions.replace(".", "", 1).isdigit() or float(millions) <= 0:
+            parser.error(f"--ingest-millions has {millions!r}; it takes positive numbers, such as 1,3,10")
+    return options

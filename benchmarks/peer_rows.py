@@ -1,0 +1,278 @@
+"""The rows of P2Rec beside RecBole and pandas: how each is measured."""
+
+import itertools
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from interactions import NAME, Interactions
+from peer_options import WANTED_EPOCHS
+from processes import BenchmarkError, run_script
+from report import GIB, Row
+
+from p2rec_core.settings.data import IngestSettings, SourceFormat
+from p2rec_core.settings.sequence_model import EncoderSettings
+
+HERE = Path(__file__).parent
+PEER_BATCH = 2048
+"""RecBole's default batch, in (prefix, next item) examples."""
+EVALUATE_REPEATS = 3
+TIME_TO_NDCG = "time to RecBole's NDCG@10"
+MEMORY = "peak memory of training, whole process"
+
+WANTED = {
+    (TIME_TO_NDCG, "beauty", "sasrec"): 40,
+    (TIME_TO_NDCG, "beauty", "gru4rec"): 10,
+    (TIME_TO_NDCG, "beauty", "caser"): 10,
+    ("full-ranking evaluation", "beauty", "sasrec"): 8,
+    ("load to first batch", "ml-1m", "sasrec"): 5,
+    (MEMORY, "beauty", "sasrec"): 2,
+}
+"""Ratios that P2Rec is to reach, by quantity, data set and backbone; of the whole data set and ten epochs."""
+
+COUNTS = ("n_users", "n_items", "n_validated", "n_examples", "threads")
+"""What RecBole and P2Rec have to agree on."""
+
+INGEST_COUNTS = ("n_users", "n_items", "n_interactions", "digest")
+"""What pandas and P2Rec have to agree on; the digest is that of all sequences and targets."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How one measurement of either side is run.
+
+    Attributes:
+        peer_interpreter: Interpreter of RecBole's environment.
+        threads: Threads of either side.
+        caser_length: RecBole's maximum length for Caser; its filters reach as far back.
+    """
+
+    peer_interpreter: Path
+    threads: int
+    caser_length: int
+
+    def ours(self, data: Interactions, backbone: str, task: str, *, seed: int, repeats: int = 1) -> dict[str, Any]:
+        """One run of P2Rec; see ours_run.py."""
+        request = {
+            "task": task,
+            "interactions": str(data.path),
+            "backbone": backbone,
+            "threads": self.threads,
+            "seed": seed,
+            "repeats": repeats,
+        }
+        return run_script(Path(sys.executable), HERE / "ours_run.py", request)
+
+    def peer(
+        self, data: Interactions, backbone: str, task: str, *, seed: int, repeats: int = 1, epochs: int = 1
+    ) -> dict[str, Any]:
+        """One run of RecBole; see peers/recbole_run.py."""
+        model, options, max_length = peer_model(backbone, self.caser_length)
+        request = {
+            "task": task,
+            "data_path": str(data.path.parents[1]),
+            "dataset": NAME,
+            "model": model,
+            "model_options": options,
+            "max_length": max_length,
+            "train_batch_size": PEER_BATCH,
+            "threads": self.threads,
+            "seed": seed,
+            "epochs": epochs,
+            "repeats": repeats,
+        }
+        return run_script(self.peer_interpreter, HERE / "peers" / "recbole_run.py", request)
+
+    def ours_ingest(self, file: Path) -> dict[str, Any]:
+        """One run of P2Rec's ingest; see ingest_run.py."""
+        return run_script(Path(sys.executable), HERE / "ingest_run.py", self._ingest_request(file))
+
+    def peer_ingest(self, file: Path) -> dict[str, Any]:
+        """One run of pandas; see peers/pandas_run.py."""
+        return run_script(self.peer_interpreter, HERE / "peers" / "pandas_run.py", self._ingest_request(file))
+
+    def _ingest_request(self, file: Path) -> dict[str, Any]:
+        settings = IngestSettings(format=SourceFormat.RECBOLE).model_dump(mode="json")
+        return {"interactions": str(file), "threads": self.threads, "settings": settings}
+
+
+def peer_model(backbone: str, caser_length: int) -> tuple[str, dict[str, float | int | None], int]:
+    """RecBole's name of a backbone, P2Rec's default shape under RecBole's names, and the maximum length.
+
+    Args:
+        backbone: P2Rec's name.
+        caser_length: Maximum length for Caser.
+    """
+    encoder = EncoderSettings(backbone=backbone)
+    width, dropout = encoder.hidden_size, encoder.dropout
+    if backbone == "sasrec":
+        shape = {name: getattr(encoder, name) for name in ("hidden_size", "n_layers", "n_heads", "inner_size")}
+        dropouts = {"hidden_dropout_prob": dropout, "attn_dropout_prob": dropout}
+        return "SASRec", shape | dropouts, encoder.max_length
+    if backbone == "gru4rec":
+        options = {"embedding_size": width, "hidden_size": encoder.inner_size, "dropout_prob": dropout}
+        return "GRU4Rec", options, encoder.max_length
+    filters = {"nh": encoder.n_horizontal, "nv": encoder.n_vertical}
+    return "Caser", {"embedding_size": width, **filters, "dropout_prob": dropout}, caser_length
+
+
+def side_by_side(
+    ours: Callable[[int], dict[str, Any]], peer: Callable[[int], dict[str, Any]], rounds: int, counts: Sequence[str]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Pairs of runs in the order A B, B A, A B …
+
+    Args:
+        ours: P2Rec's run, given the number of its round.
+        peer: The other side's, likewise.
+        rounds: Pairs.
+        counts: Names of the results that have to be equal.
+
+    Raises:
+        BenchmarkError: They are not.
+    """
+    pairs = []
+    for number in range(rounds):
+        if number % 2:
+            their = peer(number)
+            pairs.append((ours(number), their))
+        else:
+            pairs.append((ours(number), peer(number)))
+    for our, their in pairs:
+        check_same(our, their, counts)
+    return pairs
+
+
+def check_same(ours: dict[str, Any], peer: dict[str, Any], counts: Sequence[str]) -> None:
+    """Make sure that both sides did the same.
+
+    Args:
+        ours: P2Rec's result.
+        peer: The other side's.
+        counts: Names of the results that have to be equal.
+
+    Raises:
+        BenchmarkError: They are not.
+    """
+    for count in counts:
+        if ours[count] != peer[count]:
+            raise BenchmarkError(
+                f"P2Rec has {count} = {ours[count]} and the other side {peer[count]}: the two do not do the same. "
+                "Use a data set whose users have at least four interactions."
+            )
+
+
+def ingest_rows(sides: Sides, file: Path, rounds: int) -> tuple[list[Row], list[Any]]:
+    """Seconds and memory from a file of interactions to numbered, split sequences in memory."""
+    pairs = side_by_side(lambda _: sides.ours_ingest(file), lambda _: sides.peer_ingest(file), rounds, INGEST_COUNTS)
+    data = f"{pairs[0][0]['n_rows'] / 1e6:.3g} M drawn interactions"
+    rate = pairs[0][0]["n_rows"] / statistics.median(ours["ingest_s"] for ours, _ in pairs)
+    note = f"{rate / 1e6:.2f} M interactions a second; the same sequences; only P2Rec checks every row"
+    rows = []
+    for quantity, unit, name, scale, told in (
+        ("ingest", "s", "ingest_s", 1, note),
+        ("ingest, peak memory, whole process", "GiB", "peak_rss_bytes", GIB, ""),
+    ):
+        ours, peer = ([pair[side][name] / scale for pair in pairs] for side in (0, 1))
+        rows.append(Row(quantity, data, "pandas", unit, peer, ours, note=told))
+    return rows, pairs
+
+
+def load_row(sides: Sides, data: Interactions, rounds: int) -> tuple[Row, list[Any]]:
+    """Seconds from the start of reading the file to the first batch of training."""
+    pairs = side_by_side(
+        lambda number: sides.ours(data, "sasrec", "load", seed=1 + number),
+        lambda number: sides.peer(data, "sasrec", "load", seed=1 + number),
+        rounds,
+        COUNTS,
+    )
+    ours, peer = ([pair[side]["load_s"] for pair in pairs] for side in (0, 1))
+    return _row("load to first batch", data, "sasrec", "s", peer, ours), pairs
+
+
+def evaluate_row(sides: Sides, data: Interactions, rounds: int, repeats: int) -> tuple[Row, list[Any]]:
+    """Seconds of ranking all items for all users, model warm."""
+    pairs = side_by_side(
+        lambda number: sides.ours(data, "sasrec", "evaluate", seed=1 + number, repeats=repeats),
+        lambda number: sides.peer(data, "sasrec", "evaluate", seed=1 + number, repeats=repeats),
+        rounds,
+        COUNTS,
+    )
+    ours, peer = ([statistics.median(pair[side]["evaluate_s"]) for pair in pairs] for side in (0, 1))
+    return _row("full-ranking evaluation", data, "sasrec", "s", peer, ours), pairs
+
+
+def train_rows(
+    sides: Sides, data: Interactions, backbone: str, rounds: int, epochs: int
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Time to RecBole's NDCG@10, time per epoch and peak memory of training.
+
+    Runs alternate, ours first and last, and every run of RecBole is set against the run of ours before it and the one
+    after it: even one round has two ratios. Seeds differ from run to run.
+    """
+    runs = []
+    for number in range(2 * rounds + 1):
+        seed = 1 + number
+        side = "peer" if number % 2 else "ours"
+        print(f"  {backbone}: run {number + 1} of {2 * rounds + 1} ({side})", flush=True)
+        done = (
+            sides.peer(data, backbone, "train", seed=seed, epochs=epochs)
+            if number % 2
+            else sides.ours(data, backbone, "train", seed=seed)
+        )
+        runs.append({"side": side, **done})
+    pairs = [
+        (ours, peer)
+        for left, right in itertools.pairwise(runs)
+        for ours, peer in [(left, right) if left["side"] == "ours" else (right, left)]
+    ]
+    for ours, peer in pairs:
+        check_same(ours, peer, COUNTS)
+
+    goals = [peer["curve"][-1]["ndcg"] for _, peer in pairs]
+    reached = [seconds_to(ours, goal) for (ours, _), goal in zip(pairs, goals, strict=True)]
+    theirs = [seconds_to(peer, goal) or 0.0 for (_, peer), goal in zip(pairs, goals, strict=True)]
+    best = statistics.median(max(entry["ndcg"] for entry in ours["curve"]) for ours, _ in pairs)
+    note = f"RecBole's NDCG@10 after epoch {epochs} is {statistics.median(goals):.4f}, P2Rec's best {best:.4f}"
+    if backbone == "caser":
+        window = EncoderSettings(backbone=backbone).window
+        note += f"; RecBole's filters reach {sides.caser_length} items back, P2Rec's {window}"
+    per_epoch = [[statistics.median(e["train_s"] for e in run["curve"]) for run in pair] for pair in pairs]
+    whole = [[run["peak_rss_bytes"] / GIB for run in pair] for pair in pairs]
+    beyond = [[(run["peak_rss_bytes"] - run["imported_rss_bytes"]) / GIB for run in pair] for pair in pairs]
+    rows = [
+        _row(TIME_TO_NDCG, data, backbone, "s", theirs, reached, note=note, wanted=epochs == WANTED_EPOCHS),
+        _row("training, per epoch", data, backbone, "s", [p for _, p in per_epoch], [o for o, _ in per_epoch]),
+        _row(MEMORY, data, backbone, "GiB", [p for _, p in whole], [o for o, _ in whole]),
+        _row("the same beyond imports", data, backbone, "GiB", [p for _, p in beyond], [o for o, _ in beyond]),
+    ]
+    return rows, runs
+
+
+def seconds_to(run: dict[str, Any], ndcg: float) -> float | None:
+    """Seconds of training and validation until the validation NDCG@10 was at least ``ndcg``; None if never."""
+    seconds = 0.0
+    epoch: dict[str, float]
+    for epoch in run["curve"]:
+        seconds += epoch["train_s"] + epoch["validate_s"]
+        if epoch["ndcg"] >= ndcg:
+            return seconds
+    return None
+
+
+def _row(
+    quantity: str,
+    data: Interactions,
+    backbone: str,
+    unit: str,
+    peer: list[float],
+    ours: Sequence[float | None],
+    *,
+    note: str = "",
+    wanted: bool = True,
+) -> Row:
+    """A row, with the ratio to reach where the data set is whole and ``wanted`` holds."""
+    goal = WANTED.get((quantity, data.dataset, backbone)) if wanted and data.whole else None
+    return Row(quantity, data.title, backbone, unit, peer, list(ours), goal, note)

@@ -1,0 +1,51 @@
+"""What a reader of a benchmark's numbers has to know of the run."""
+
+import argparse
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any
+
+from p2rec_core.settings.pipeline import RuntimeSettings
+from tasks.machine import machine_facts
+
+PACKAGES = ("p2rec", "torch", "numpy", "scikit-learn", "transformers", "peft", "prefect", "duckdb")
+
+
+def cores() -> list[int]:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def keep_to(threads: int) -> None:
+    """Keep this process, and those that it will start, to the first so many cores where the system can.
+
+    It reaches what does not go by OMP_NUM_THREADS too, such as DuckDB.
+    """
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores()[:threads])
+
+
+def run_facts(script: str, options: argparse.Namespace, shown: Iterable[str]) -> dict[str, Any]:
+    """Command, machine, load and versions.
+
+    Args:
+        script: Its name in this directory.
+        options: Has ``quick`` and ``threads``.
+        shown: Names of the options that decide what is measured; those that are None are left out.
+    """
+    values = {name: getattr(options, name) for name in shown}
+    named = [
+        f"--{name.replace('_', '-')} {','.join(value) if isinstance(value, list) else value}"
+        for name, value in values.items()
+        if value is not None
+    ]
+    return {
+        "command": " ".join([f"python benchmarks/{script}", *(["--quick"] if options.quick else []), *named]),
+        "machine": machine_facts(RuntimeSettings(threads=options.threads)),
+        "load average at the start": ", ".join(f"{value:.2f}" for value in os.getloadavg()),
+        "versions": {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }

@@ -1,0 +1,221 @@
+"""What decides that two sides did the same, and what is read off a run."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hot_paths import parsed as parsed_paths
+from ingest_run import digest
+from interactions import drawn, written
+from machine_limits import has_bf16
+from memory import peak_rss_bytes
+from ours_run import EpochClock, loaded
+from peer_options import parsed
+from peer_rows import COUNTS, TIME_TO_NDCG, check_same, peer_model, seconds_to, train_rows
+from processes import BenchmarkError, run_command, run_script, tail
+from timing import in_turn
+
+from p2rec_core.settings.data import IngestSettings
+from storage.ingest.pipeline import ingest
+
+PYTHON = Path(sys.executable)
+
+
+@pytest.fixture(autouse=True)
+def no_datasets(monkeypatch):
+    monkeypatch.delenv("P2REC_DATASETS_DIR", raising=False)
+
+
+def test_sides_take_turns():
+    calls = []
+    timed = in_turn(lambda: calls.append("A"), lambda: calls.append("B"), 3)
+    assert " ".join(calls) == "A B A B B A A B"  # once each to warm up
+    assert len(timed.ours) == len(timed.peer) == 3
+
+
+def test_without_warm_up_every_call_counts():
+    calls = []
+    in_turn(lambda: calls.append("A"), lambda: calls.append("B"), 1, warm_up=False)
+    assert calls == ["A", "B"]
+
+
+def test_the_clock_parts_steps_from_validation(capsys):
+    clock = EpochClock()
+    for done, message in ((1, "step"), (2, "step"), (2, "epoch 1"), (3, "step"), (3, "epoch 2")):
+        clock(done, 4, message)
+    assert len(clock.seconds) == 2
+    assert all(part >= 0 for seconds in clock.seconds for part in seconds)
+    assert capsys.readouterr().out == "epoch 1\nepoch 2\n"
+
+
+def curve(*ndcg: float) -> list[dict[str, float]]:
+    return [{"train_s": 3.0, "validate_s": 1.0, "ndcg": value} for value in ndcg]
+
+
+def test_time_to_quality_counts_validation_too():
+    run = {"curve": curve(0.1, 0.3, 0.2)}
+    assert seconds_to(run, 0.1) == 4.0
+    assert seconds_to(run, 0.2) == 8.0
+    assert seconds_to(run, 0.31) is None
+
+
+class Recorded:
+    """Sides of a measurement that were run before."""
+
+    caser_length = 5
+
+    def __init__(self) -> None:
+        self.runs: list[str] = []
+
+    def run(self, side: str, **result: object) -> dict:
+        self.runs.append(side)
+        memory = {"peak_rss_bytes": 3 << 30, "imported_rss_bytes": 1 << 30}
+        return dict.fromkeys(COUNTS, 7) | memory | result
+
+    def ours(self, data, backbone, task, *, seed):
+        return self.run("ours", curve=curve(0.05, 0.2))
+
+    def peer(self, data, backbone, task, *, seed, epochs):
+        return self.run("peer", curve=curve(*[0.1] * epochs))
+
+
+def test_every_run_of_the_peer_has_a_ratio_to_the_runs_around_it(tmp_path):
+    sides = Recorded()
+    rows, runs = train_rows(sides, written("sample", tmp_path, max_users=9), "caser", 2, 10)
+    assert sides.runs == ["ours", "peer", "ours", "peer", "ours"]
+    assert [run["side"] for run in runs] == sides.runs
+    time, epoch, memory, beyond = rows
+    assert (time.quantity, time.model, time.dataset) == (TIME_TO_NDCG, "caser", "Synthetic sample, first 9 users")
+    assert time.ratios == [0.5] * 4  # the peer is at its tenth epoch's level after one, ours after two
+    assert time.wanted is None
+    assert "RecBole's NDCG@10 after epoch 10 is 0.1000, P2Rec's best 0.2000" in time.note
+    assert "filters reach 5 items back, P2Rec's 5" in time.note
+    assert epoch.ratios == [1.0] * 4
+    assert memory.ours == [3.0] * 4
+    assert beyond.ours == [2.0] * 4
+
+
+def test_unlike_tasks_are_no_comparison():
+    with pytest.raises(BenchmarkError, match=r"P2Rec has n_users = 3 and the other side 4: .* at least four"):
+        check_same({"n_users": 3}, {"n_users": 4}, ["n_users"])
+
+
+def test_the_peer_has_the_shape_of_ours():
+    assert peer_model("sasrec", 5) == (
+        "SASRec",
+        {
+            "hidden_size": 64,
+            "n_layers": 2,
+            "n_heads": 2,
+            "inner_size": 256,
+            "hidden_dropout_prob": 0.5,
+            "attn_dropout_prob": 0.5,
+        },
+        50,
+    )
+    name, options, length = peer_model("caser", 7)
+    assert (name, length, options["embedding_size"]) == ("Caser", 7, 64)
+    assert peer_model("gru4rec", 5)[0] == "GRU4Rec"
+
+
+def test_both_sides_read_the_same_file(tmp_path):
+    data = written("sample", tmp_path, max_users=100)
+    assert data.path.read_text().startswith("user_id:token\titem_id:token\ttimestamp:float\nu0001\t")
+    assert not data.whole
+    assert "path" not in data.facts()
+    sequences, validation, n_items = loaded(data.path)
+    assert len(sequences) == data.n_users == len(validation) == 100
+    assert n_items == data.n_items
+    assert len(sequences.items) == data.n_interactions - 2 * 100
+    assert written("sample", tmp_path).whole
+
+
+def test_drawn_interactions_are_enough_and_pass_ingest(tmp_path):
+    path = drawn(tmp_path, 1000)
+    n_rows = len(path.read_text().splitlines()) - 1
+    assert 1000 <= n_rows < 100_000
+    settings = IngestSettings(format="recbole").model_dump(mode="json")
+    once, again = ingest(path, **settings), ingest(path, **settings)
+    assert once.counts["n_rows"] == n_rows
+    assert digest(once) == digest(again)
+    assert digest(once) != digest(ingest(path, **settings | {"seed": 2}))
+
+
+def test_a_command_that_fails_says_so(tmp_path):
+    code = "import sys; print('first'); sys.exit('last words')"
+    with pytest.raises(BenchmarkError, match=r"ended with 1\. Its last lines:\n    first\n    last words"):
+        run_command([sys.executable, "-c", code], folder=tmp_path)
+    with pytest.raises(BenchmarkError, match="`no-such-program` cannot be run"):
+        run_command(["no-such-program"], folder=tmp_path)
+    assert tail("") == "    (no output)"
+
+
+def test_a_script_gets_its_request_and_threads(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "request = json.load(open(sys.argv[1]))\n"
+        "assert request['number'] < 3, 'too much'\n"
+        "json.dump({'number': request['number'] + 1, 'omp': os.environ['OMP_NUM_THREADS']}, open(sys.argv[2], 'w'))\n"
+    )
+    request = {"number": 1, "threads": 2}
+    assert run_script(PYTHON, script, request) == {"request": request, "number": 2, "omp": "2"}
+    with pytest.raises(BenchmarkError, match=r"(?s)too much.*Its request was \{\"number\": 3"):
+        run_script(PYTHON, script, {"number": 3, "threads": 1})
+
+
+def test_options_depend_on_what_is_there(monkeypatch):
+    out = ["--out", "x", "--threads", "1"]
+    quick = parsed([*out, "--quick"])
+    assert (quick.dataset, quick.epochs, quick.backbones, quick.caser_length) == ("sample", 1, ["sasrec"], 5)
+    monkeypatch.setenv("P2REC_DATASETS_DIR", "/somewhere")
+    full = parsed([*out, "--parts", "load,train"])
+    assert (full.dataset, full.load_dataset, full.epochs, full.parts) == ("beauty", "ml-1m", 10, ["load", "train"])
+    assert full.ingest_millions == ["1", "3", "10"]
+    assert parsed_paths(out).dataset == "beauty"
+    assert parsed_paths([*out, "--quick"]).dataset == "sample"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parts", "load,lunch"], "there is no part 'lunch'; choose among limits"),
+        (["--backbones", "transformer"], "there is no backbone 'transformer'"),
+        (["--epochs", "-1"], "--epochs is -1; it has to be 1 or more"),
+        (["--users", "0"], "--users is 0; it has to be 1 or more"),
+        (["--threads", "5000"], "--threads is 5000, but there are"),
+        (["--ingest-millions", "1,-3"], "--ingest-millions has '-3'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parsed(["--out", "x", *arguments])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--parts", "lunch"], "there is no part 'lunch'"), (["--rounds", "-2"], "--rounds is -2; it has to be 1")],
+)
+def test_options_of_the_hot_paths_too(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parsed_paths(["--out", "x", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_the_machine_is_told():
+    assert has_bf16() in (True, False)
+    held = np.ones(30_000_000)
+    assert peak_rss_bytes() > held.nbytes
+
+
+def test_results_of_ours_are_json(benchmarks, tmp_path):
+    data = written("sample", tmp_path, max_users=200)
+    request = {"task": "evaluate", "interactions": str(data.path), "backbone": "gru4rec"}
+    result = run_script(PYTHON, benchmarks / "ours_run.py", request | {"threads": 1, "seed": 1, "repeats": 2})
+    assert len(result["evaluate_s"]) == 2
+    assert (result["n_users"], result["n_validated"], result["threads"]) == (200, 200, 1)
+    assert result["peak_rss_bytes"] > result["imported_rss_bytes"]
+    assert json.loads(json.dumps(result)) == result
