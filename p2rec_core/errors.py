@@ -5,8 +5,10 @@ P2RecError
 ├── DataError          the user's data cannot be read or cannot be used              exit status 3
 ├── StoreError         the artefact store cannot be read or written                  exit status 4
 │   ├── ArtefactMissing    an artefact that something refers to is not there
-│   └── ArtefactDamaged    an artefact is there, but not what its manifest says
-└── ModelError         a language model or a checkpoint cannot be used               exit status 5
+│   ├── ArtefactDamaged    an artefact is there, but not what its manifest says
+│   └── StoreUnsound       something in the store is damaged or missing                exit status 7
+├── ModelError         a language model or a checkpoint cannot be used               exit status 5
+└── RefreshRefused     a refresh made a snapshot that does not pass the quality gate  exit status 6
 
 A message names the value, the place and the bound; ``remedy`` says what to do about it.
 The command line prints both and no traceback.
@@ -65,10 +67,22 @@ class ArtefactDamaged(StoreError):
     """An artefact is in the store, but its bytes are not what its manifest says."""
 
 
+class StoreUnsound(StoreError):
+    """A look at the whole store found something that is damaged or missing."""
+
+    exit_status = 7
+
+
 class ModelError(P2RecError):
     """A language model or a checkpoint cannot be used."""
 
     exit_status = 5
+
+
+class RefreshRefused(P2RecError):
+    """A refresh made a snapshot that does not pass the quality gate; the current snapshot stays."""
+
+    exit_status = 6
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -14,8 +14,6 @@ An artefact without a manifest does not exist; one with a manifest never changes
 import contextlib
 import os
 import secrets
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,10 +54,12 @@ __all__ = [
     "Store",
     "canonical_json",
     "content_key",
+    "lock_owner",
 ]
 
 _MARKER = "store.json"
 _BETWEEN = "~"  # cannot occur in a name, so that a staging or lock name can be taken apart again
+_LOCK = ".lock"
 _POLL_S = 0.1
 
 
@@ -202,13 +202,34 @@ class Store:
         path = self.place(stage, key)
         if not path.exists():
             raise ArtefactMissing(f"There is no artefact {stage}/{key} to discard.", remedy=REBUILD)
+        return self.set_aside(path, f"{stage}-{key}", reason)
+
+    def set_aside(self, path: Path, name: str, reason: str) -> Path:
+        """Move a file or a directory of the store into ``quarantine``; nothing is deleted.
+
+        Args:
+            path: What to move.
+            name: What its place in ``quarantine`` is to be called, but for a number behind.
+            reason: Why, kept beside it in ``discarded.txt``.
+
+        Returns:
+            The directory that it is in, or is, now.
+
+        Raises:
+            StoreError: It cannot be moved.
+        """
         quarantine = self.root / "quarantine"
         with os_errors(path):
             make_directory(quarantine, 0o700)
             n = 1
-            while (target := quarantine / f"{stage}-{key}-{n}").exists():
+            while (target := quarantine / f"{name}-{n}").exists():
                 n += 1
-            os.rename(path, target)
+            if path.is_dir() and not path.is_symlink():
+                os.rename(path, target)
+            else:
+                os.mkdir(target, 0o700)
+                os.rename(path, target / path.name)
+                sync_directory(target)
             sync_directory(quarantine)
             sync_directory(path.parent)
             with contextlib.suppress(OSError):  # a full disk must not keep a damaged artefact in place
@@ -248,7 +269,7 @@ class Store:
             lock.release()
 
     def _file_lock(self, stage: str, key: str) -> filelock.BaseFileLock:
-        name = f"{checked_name('a stage', stage)}{_BETWEEN}{checked_name('a key', key)}.lock"
+        name = f"{checked_name('a stage', stage)}{_BETWEEN}{checked_name('a key', key)}{_LOCK}"
         path = self.root / "locks" / name
         if path.is_symlink():
             raise StoreError(f"The lock {path} is a symbolic link.", remedy="Remove that symbolic link.")
@@ -318,43 +339,12 @@ class Store:
                 if artefact is not None:
                     yield artefact
 
-    def leftovers(self) -> list[Path]:
-        """What interrupted runs left in ``staging``, and workspaces of artefacts that are published."""
-        with os_errors(self.root):
-            done = [p for p in (self.root / "work").glob("*/*") if self._published(p.parent.name, p.name)]
-            return sorted([*self.staging.glob("*"), *done])
 
-    def _published(self, stage: str, key: str) -> bool:
-        return (self.place(stage, key) / MANIFEST).exists()
-
-    def collect_garbage(self, *, grace_s: float) -> list[Path]:
-        """Remove leftovers that no running process uses.
-
-        Args:
-            grace_s: Younger ones stay, in seconds; so do those whose key is locked.
-
-        Returns:
-            What was removed.
-
-        Raises:
-            StoreError: The store cannot be written.
-        """
-        removed = []
-        for path in self.leftovers():
-            with os_errors(path), contextlib.suppress(FileNotFoundError, filelock.Timeout):
-                if time.time() - path.stat().st_mtime < grace_s:
-                    continue
-                with self._owner_lock(path):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                removed.append(path)
-        return removed
-
-    def _owner_lock(self, leftover: Path) -> contextlib.AbstractContextManager[object]:
-        if leftover.parent == self.staging:
-            stage, _, rest = leftover.name.partition(_BETWEEN)
-            key = rest.partition(_BETWEEN)[0]
-        else:
-            stage, key = leftover.parent.name, leftover.name
-        if not key:
-            return contextlib.nullcontext()
-        return self._file_lock(stage, key).acquire(timeout=0)
+def lock_owner(path: Path) -> tuple[str, str] | None:
+    """The stage and key whose lock a file is; None if it is no lock of a store."""
+    stage, between, key = path.name.removesuffix(_LOCK).partition(_BETWEEN)
+    try:
+        owner = checked_name("a stage", stage), checked_name("a key", key)
+    except StoreError:
+        return None
+    return owner if between and path.name.endswith(_LOCK) else None

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from p2rec_core.errors import ArtefactDamaged, StoreError
-from storage.artefacts import ArtefactRef, Store
+from storage.artefacts import ArtefactRef, Store, lock_owner
 from storage.disk import os_errors, sync_directory
 from storage.snapshots import (
     Snapshot,
@@ -40,6 +40,13 @@ DEFAULT_GRACE = timedelta(days=7)
 
 References = Callable[[], Mapping[str, Iterable[ArtefactRef]]]
 """Gives further references to artefacts, by what refers to them, such as ``experiment table2``."""
+
+FOREIGN = "it was not made by P2Rec"
+"""Why something was kept that a store cannot have put there."""
+
+_OWN_LOCK = ("garbage", "collect")
+_STANDING = {_OWN_LOCK, ("snapshots", "all")}
+"""Locks of the store itself, which every collection takes; the others belong to a key."""
 
 _UNOWNED_GRACE_S = 3600.0
 _YOUNG = "it is younger than the grace period"
@@ -58,6 +65,8 @@ class Kind(StrEnum):
     """Checkpoints of a computation that did not finish."""
     QUARANTINE = "quarantine"
     """A damaged artefact that was set aside."""
+    LOCK = "lock"
+    """The file of a lock that nobody holds."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +152,31 @@ def collect(
     if keep_last is not None and keep_last < 1:
         raise StoreError(f"keep_last is {keep_last}.", remedy="Choose 1 or more; the current snapshot always stays.")
     collection = _Collection(store, grace.total_seconds(), dry_run)
-    with contextlib.nullcontext() if dry_run else store.lock("garbage", "collect"):
+    with contextlib.nullcontext() if dry_run else store.lock(*_OWN_LOCK):
         collection.judge_leftovers()
         with contextlib.nullcontext() if dry_run else references_lock(store):
             retained, forgotten = collection.judge_snapshots(keep_last)
             referenced = _referenced(store, retained, references())
             collection.unlink(forgotten)
             collection.judge_artefacts(referenced)
+        collection.delete_taken()
+    return GarbageReport(dry_run, tuple(collection.removed), tuple(collection.kept))
+
+
+def collect_leftovers(store: Store, *, grace: timedelta = DEFAULT_GRACE, dry_run: bool = False) -> GarbageReport:
+    """Remove what crashed writers left, old entries of the quarantine and old locks, and no artefact or snapshot.
+
+    Args:
+        store: The store.
+        grace: What is younger stays; locks and unfinished copies of pointers and records stay for an hour at least.
+        dry_run: Change nothing, and tell what would be removed.
+
+    Raises:
+        StoreError: The store cannot be written.
+    """
+    collection = _Collection(store, grace.total_seconds(), dry_run)
+    with contextlib.nullcontext() if dry_run else store.lock(*_OWN_LOCK):
+        collection.judge_leftovers()
         collection.delete_taken()
     return GarbageReport(dry_run, tuple(collection.removed), tuple(collection.kept))
 
@@ -177,6 +204,8 @@ class _Collection:
     def judge_leftovers(self) -> None:
         """Take what crashed writers left, and old entries of the quarantine."""
         root = self.store.root
+        for path in _entries(root / "locks"):
+            self._judge_lock(path, lock_owner(path))
         for path in _entries(self.store.staging):
             if path.name.startswith(_REMOVED):
                 self.removed.append(self._item(Kind.STAGING, path, "an earlier collection did not delete it"))
@@ -192,6 +221,20 @@ class _Collection:
         for path in _entries(root / "quarantine"):
             stage, _, key = path.name.rpartition("-")[0].rpartition("-")
             self._take(Kind.QUARANTINE, path, "it was set aside long enough ago", _owner(stage, key))
+
+    def _judge_lock(self, path: Path, owner: tuple[str, str] | None) -> None:
+        """Remove the file of an old lock; whoever waits for it opens it anew, and sees if it was removed meanwhile."""
+        grace_s = max(self.grace_s, _UNOWNED_GRACE_S)
+        if owner is None or owner in _STANDING or _age_s(path) < grace_s or path.is_symlink() or not path.is_file():
+            return
+        item = self._item(Kind.LOCK, path, "nobody holds it")
+        if not self.dry_run:
+            try:
+                with self.store.lock(*owner, on_wait=_refuse_to_wait), os_errors(path):
+                    path.unlink()
+            except _Held:
+                return
+        self.removed.append(item)
 
     def judge_snapshots(self, keep_last: int | None) -> tuple[list[Snapshot], list[Path]]:
         """The snapshots that are retained, and the files of those that are not."""
@@ -257,7 +300,7 @@ class _Collection:
             for path in _entries(stage) if is_name(stage.name) and not stage.is_symlink() else [stage]:
                 owner = _owner(path.parent.name, path.name)
                 if path == stage or owner is None or path.is_symlink() or not path.is_dir():
-                    self.kept.append(self._item(kind, path, "it was not made by P2Rec"))
+                    self.kept.append(self._item(kind, path, FOREIGN))
                 else:
                     yield path, owner
 

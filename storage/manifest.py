@@ -104,6 +104,23 @@ def digest_of(fields: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical_json(rest).encode()).hexdigest()
 
 
+def parse_digested(data: bytes, place: str) -> dict[str, Any]:
+    """Read what ``render_json`` wrote of fields with their ``digest`` and ``format_version``.
+
+    Form and digest are the same in every version, so a version that a flipped bit has made is damage and not news.
+
+    Raises:
+        StoreError: A newer version of P2Rec wrote it.
+        ValueError: It is not whole.
+    """
+    fields = parse_canonical(data)
+    found, expected = fields.get("digest"), digest_of(fields)
+    if found != expected:
+        raise ValueError(f"its digest should be {expected}, found {found!r:.80}")
+    check_version(fields.get("format_version"), place)
+    return fields
+
+
 def utc_now() -> str:
     """The time in UTC to the second, in ISO 8601; to be read by people, nothing is ordered by it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -266,11 +283,7 @@ class Manifest:
             ArtefactDamaged: It is not a whole, unchanged manifest.
         """
         try:
-            fields = parse_canonical(data)
-            check_version(fields["format_version"], place)
-            found, expected = fields["digest"], digest_of(fields)
-            if found != expected:
-                raise ValueError(f"its digest should be {expected}, found {found!r:.80}")
+            fields = parse_digested(data, place)
             inputs = {name: InputRef(**ref) for name, ref in fields["inputs"].items()}
             files = {name: _entry(name, entry) for name, entry in fields["files"].items()}
             manifest = cls(**{**fields, "inputs": inputs, "files": files})

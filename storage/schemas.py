@@ -150,6 +150,10 @@ TABLES: dict[str, tuple[Column, ...]] = {
         Column("value", pa.float64(), "mean over users"),
         Column("n_users", pa.int32(), "users that the mean is over"),
     ),
+    "changes": (
+        Column("measure", pa.string(), "what was compared with the snapshot before"),
+        Column("value", pa.float64(), "what was found: a count, or a share from 0 to 1"),
+    ),
     "language_model_cost": (
         Column("method", pa.string(), "p2rec or e4srec"),
         Column("phase", pa.string(), "training (one epoch) or inference (everything once)"),

@@ -11,52 +11,52 @@ artefact that has just been removed cannot be written.
 
 import contextlib
 import dataclasses
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
-from storage.artefacts import Store
+from storage.artefacts import Artefact, Store
 from storage.disk import make_directory, os_errors, replace_durably
-from storage.manifest import (
-    FORMAT_VERSION,
-    ArtefactRef,
-    check_version,
-    checked_name,
-    digest_of,
-    parse_canonical,
-    render_json,
-    utc_now,
+from storage.manifest import FORMAT_VERSION, ArtefactRef, checked_name, digest_of, render_json, utc_now
+from storage.snapshot_files import (
+    POINTER,
+    Snapshot,
+    checked_number,
+    directory_of,
+    fields_of,
+    file_name,
+    is_name,
+    numbers_in,
+    parse_record,
+    read_numbered,
+    read_pointed,
+    snapshot_datasets,
+    snapshot_files,
 )
 
-_POINTER = "current.json"
+__all__ = [
+    "Snapshot",
+    "is_name",
+    "list_snapshots",
+    "mark_used",
+    "mend_pointer",
+    "pin",
+    "pinned",
+    "promote",
+    "publish_snapshot",
+    "read_snapshot",
+    "references_lock",
+    "refusal_of",
+    "rollback",
+    "snapshot_datasets",
+    "snapshot_files",
+    "unpin",
+]
+
 _PINS = "pins.json"
-_NUMBERED = re.compile(r"([0-9]{6,})\.json")
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A named set of artefacts.
-
-    Attributes:
-        dataset: The dataset.
-        number: From 1, rising.
-        created_utc: When it was published; for people only.
-        entries: The artefacts by slot, such as ``ingest`` or ``recommender.sasrec.p2rec``.
-        info: What else was reported, such as the quality gate.
-        digest: sha256 over all of the above.
-        notes: What a reader should be told, for example that a damaged pointer was passed over.
-    """
-
-    dataset: str
-    number: int
-    created_utc: str
-    entries: dict[str, ArtefactRef]
-    info: dict[str, Any]
-    digest: str
-    notes: tuple[str, ...] = ()
+_REFUSED = "refused"
 
 
 def references_lock(store: Store) -> contextlib.AbstractContextManager[None]:
@@ -67,7 +67,38 @@ def references_lock(store: Store) -> contextlib.AbstractContextManager[None]:
     return store.lock("snapshots", "all")
 
 
-def publish_snapshot(store: Store, dataset: str, entries: Mapping[str, ArtefactRef], info: dict[str, Any]) -> Snapshot:
+def mark_used(store: Store, artefact: Artefact) -> bool:
+    """Make an artefact as young as one that was just published, so that garbage collection leaves it to a run.
+
+    Nothing refers to what a run reads until its snapshot is published. Only the directory's time of change is set;
+    no file changes.
+
+    Args:
+        store: The store.
+        artefact: What the run is about to read.
+
+    Returns:
+        Whether it is there; False if garbage collection has just removed it.
+
+    Raises:
+        StoreError: The time cannot be set.
+    """
+    with references_lock(store), os_errors(artefact.path):
+        try:
+            os.utime(artefact.path)
+        except FileNotFoundError:
+            return False
+    return True
+
+
+def publish_snapshot(
+    store: Store,
+    dataset: str,
+    entries: Mapping[str, ArtefactRef],
+    info: dict[str, Any],
+    *,
+    refused: Sequence[str] = (),
+) -> Snapshot:
     """Make a set of artefacts the current snapshot of a dataset.
 
     Args:
@@ -75,16 +106,18 @@ def publish_snapshot(store: Store, dataset: str, entries: Mapping[str, ArtefactR
         dataset: The dataset.
         entries: The artefacts by slot.
         info: What else to report.
+        refused: Why the snapshot is kept without becoming the current one; empty makes it current.
 
     Returns:
-        The new snapshot, or the current one if it has the same entries.
+        The new snapshot, or the current one if it has the same entries; of refused ones, one that was kept with the
+        same entries and information.
 
     Raises:
         ArtefactMissing: An artefact is not in the store.
         ArtefactDamaged: An artefact is not the one that its reference means.
         StoreError: A name is not allowed, there are no entries, or the store cannot be written.
     """
-    directory = _directory(store, dataset)
+    directory = directory_of(store, dataset)
     if not entries:
         raise StoreError(f"A snapshot of '{dataset}' needs artefacts; none were given.", remedy="Pass some.")
     for slot in entries:
@@ -92,20 +125,31 @@ def publish_snapshot(store: Store, dataset: str, entries: Mapping[str, ArtefactR
     with references_lock(store):
         for ref in entries.values():
             store.load(ref)
-        numbers = _numbers(directory)
-        current = read_snapshot(store, dataset) if _has_complete(directory, dataset, numbers) else None
-        if current is not None and current.entries == dict(entries):
+        numbers = numbers_in(directory)
+        current, _ = _current(directory, dataset)
+        if refused:
+            info = info | {_REFUSED: list(refused)}
+            for kept in reversed(list_snapshots(store, dataset)):
+                if kept.entries == dict(entries) and kept.info == info:
+                    return kept
+        elif current is not None and current.entries == dict(entries):
             if current.notes:
                 _point_to(store, directory, current)
             return current
         snapshot = _new_snapshot(dataset, max(numbers, default=0) + 1, dict(entries), info)
-        content = render_json(_fields(snapshot) | {"digest": snapshot.digest})
-        path = directory / _file_name(snapshot.number)
+        content = render_json(fields_of(snapshot) | {"digest": snapshot.digest})
+        path = directory / file_name(snapshot.number)
         with os_errors(path, n_bytes=len(content)):
             make_directory(directory)
             replace_durably(path, content, scratch=store.staging)
-        _point_to(store, directory, snapshot)
+        if not refused:
+            _point_to(store, directory, snapshot)
     return snapshot
+
+
+def refusal_of(snapshot: Snapshot) -> tuple[str, ...]:
+    """Why a snapshot did not become the current one when it was made; empty where it did."""
+    return tuple(snapshot.info.get(_REFUSED, ()))
 
 
 def promote(store: Store, dataset: str, number: int) -> Snapshot:
@@ -124,7 +168,7 @@ def promote(store: Store, dataset: str, number: int) -> Snapshot:
         ArtefactDamaged: An artefact is not the one that it means.
         StoreError: There is no such snapshot, it is damaged, or the store cannot be written.
     """
-    directory = _directory(store, dataset)
+    directory = directory_of(store, dataset)
     with references_lock(store):
         snapshot = _complete(store, directory, dataset, number)
         _point_to(store, directory, snapshot)
@@ -144,15 +188,18 @@ def rollback(store: Store, dataset: str) -> Snapshot:
     Raises:
         StoreError: There is no snapshot, no complete one before the current one, or the store cannot be written.
     """
-    directory = _directory(store, dataset)
+    directory = directory_of(store, dataset)
     with references_lock(store):
         current = read_snapshot(store, dataset)
         passed_over: list[str] = []
-        for number in reversed([n for n in _numbers(directory) if n < current.number]):
+        for number in reversed([n for n in numbers_in(directory) if n < current.number]):
             try:
                 snapshot = _complete(store, directory, dataset, number)
             except StoreError as error:
                 passed_over.append(error.problem)
+                continue
+            if refusal_of(snapshot):
+                passed_over.append(f"Snapshot {number} of '{dataset}' was refused when it was made.")
                 continue
             _point_to(store, directory, snapshot)
             return dataclasses.replace(snapshot, notes=(*current.notes, *passed_over))
@@ -175,27 +222,74 @@ def read_snapshot(store: Store, dataset: str, number: int | None = None) -> Snap
     Raises:
         StoreError: There is no such snapshot, or the one asked for is damaged.
     """
-    directory = _directory(store, dataset)
+    directory = directory_of(store, dataset)
     if number is not None:
         return _read_number(store, directory, dataset, number)
-    numbers = _numbers(directory)
-    try:
-        return _read_pointed(directory, dataset)
-    except FileNotFoundError:
-        problem = f"{directory / _POINTER} or the snapshot that it points to is missing"
-    except ValueError as error:
-        problem = f"{directory / _POINTER} or the snapshot that it points to is damaged ({error})"
-    for candidate in reversed(numbers):
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            snapshot = _read(directory, dataset, candidate)
-            note = f"{problem}; using the last complete snapshot, {candidate}, instead."
-            return dataclasses.replace(snapshot, notes=(note,))
-    if numbers:
+    current, problem = _current(directory, dataset)
+    if current is not None:
+        return current
+    if numbers_in(directory):
         raise StoreError(
             f"No snapshot of '{dataset}' is readable: {problem}.",
             remedy=f"Publish a new one with `p2rec run --dataset {dataset}`.",
         )
     raise _nothing_there(store, dataset)
+
+
+def mend_pointer(store: Store, dataset: str) -> Snapshot:
+    """Write the pointer to the current snapshot anew where it is damaged or means one that is.
+
+    Returns:
+        The current snapshot; ``notes`` says what was wrong.
+
+    Raises:
+        StoreError: There is no readable snapshot, or the store cannot be written.
+    """
+    with references_lock(store):
+        snapshot = read_snapshot(store, dataset)
+        if snapshot.notes:
+            _point_to(store, directory_of(store, dataset), snapshot)
+    return snapshot
+
+
+def _current(directory: Path, dataset: str) -> tuple[Snapshot | None, str]:
+    """The current snapshot or, with a note, the last complete one; and what is wrong with the pointer.
+
+    Read until the pointer stays the same, since the snapshot that it means may be forgotten when it has moved on.
+    """
+    while True:
+        pointer = _content(directory / POINTER)
+        try:
+            return read_pointed(directory, dataset), ""
+        except FileNotFoundError:
+            problem = f"{directory / POINTER} or the snapshot that it points to is missing"
+        except ValueError as error:
+            problem = f"{directory / POINTER} or the snapshot that it points to is damaged ({error})"
+        snapshot = _last_complete(directory, dataset)
+        if _content(directory / POINTER) == pointer:  # else another became the current one meanwhile
+            break
+    if snapshot is None:
+        return None, problem
+    note = f"{problem}; using the last complete snapshot, {snapshot.number}, instead."
+    return dataclasses.replace(snapshot, notes=(note,)), problem
+
+
+def _content(path: Path) -> bytes | None:
+    with os_errors(path):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def _last_complete(directory: Path, dataset: str) -> Snapshot | None:
+    """The readable snapshot with the greatest number that was not refused."""
+    for number in reversed(numbers_in(directory)):
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            snapshot = read_numbered(directory, dataset, number)
+            if not refusal_of(snapshot):
+                return snapshot
+    return None
 
 
 def list_snapshots(store: Store, dataset: str) -> list[Snapshot]:
@@ -204,30 +298,12 @@ def list_snapshots(store: Store, dataset: str) -> list[Snapshot]:
     Raises:
         StoreError: The name is not allowed, or a newer P2Rec wrote a snapshot.
     """
-    directory = _directory(store, dataset)
+    directory = directory_of(store, dataset)
     snapshots = []
-    for number in _numbers(directory):
+    for number in numbers_in(directory):
         with contextlib.suppress(ValueError, FileNotFoundError):
-            snapshots.append(_read(directory, dataset, number))
+            snapshots.append(read_numbered(directory, dataset, number))
     return snapshots
-
-
-def snapshot_datasets(store: Store) -> list[str]:
-    """Names of the datasets that have snapshots; a directory that a store cannot have made is left out."""
-    snapshots = store.root / "snapshots"
-    with os_errors(snapshots):
-        paths = sorted(snapshots.iterdir()) if snapshots.is_dir() else []
-        return [path.name for path in paths if path.is_dir() and is_name(path.name)]
-
-
-def snapshot_files(store: Store, dataset: str) -> dict[int, Path]:
-    """The files of a dataset's snapshots by number, in order, whether or not they are readable.
-
-    Raises:
-        StoreError: The name is not allowed.
-    """
-    directory = _directory(store, dataset)
-    return {number: directory / _file_name(number) for number in _numbers(directory)}
 
 
 def pinned(store: Store, dataset: str) -> frozenset[int]:
@@ -236,12 +312,9 @@ def pinned(store: Store, dataset: str) -> frozenset[int]:
     Raises:
         StoreError: The name is not allowed, or the file that says so is damaged.
     """
-    path = _directory(store, dataset) / _PINS
+    path = directory_of(store, dataset) / _PINS
     try:
-        fields = _parse(path)
-        if fields.get("digest") != digest_of(fields):
-            raise ValueError("its digest is another")
-        return frozenset(map(_checked_number, fields["pinned"]))
+        return frozenset(map(checked_number, parse_record(path)["pinned"]))
     except FileNotFoundError:
         return frozenset()
     except (KeyError, TypeError, ValueError) as error:
@@ -259,7 +332,7 @@ def pin(store: Store, dataset: str, number: int) -> frozenset[int]:
     Raises:
         StoreError: There is no such snapshot, it is damaged, or the store cannot be written.
     """
-    directory = _directory(store, dataset)
+    directory = directory_of(store, dataset)
     with references_lock(store):
         _read_number(store, directory, dataset, number)
         return _write_pins(store, directory, pinned(store, dataset) | {number})
@@ -274,7 +347,7 @@ def unpin(store: Store, dataset: str, number: int) -> frozenset[int]:
     Raises:
         StoreError: It is not pinned, or the store cannot be written.
     """
-    directory = _directory(store, dataset)
+    directory = directory_of(store, dataset)
     with references_lock(store):
         before = pinned(store, dataset)
         if number not in before:
@@ -291,91 +364,16 @@ def _write_pins(store: Store, directory: Path, numbers: frozenset[int]) -> froze
     return numbers
 
 
-def is_name(text: str) -> bool:
-    """Whether a store may have given a directory this name."""
-    try:
-        checked_name("a name", text)
-    except StoreError:
-        return False
-    return True
-
-
-def _directory(store: Store, dataset: str) -> Path:
-    return store.root / "snapshots" / checked_name("a dataset", dataset)
-
-
-def _file_name(number: int) -> str:
-    return f"{number:06d}.json"
-
-
-def _numbers(directory: Path) -> list[int]:
-    with os_errors(directory):
-        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name)))
-
-
-def _fields(snapshot: Snapshot) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "dataset": snapshot.dataset,
-        "number": snapshot.number,
-        "created_utc": snapshot.created_utc,
-        "entries": {slot: ref.to_json() for slot, ref in sorted(snapshot.entries.items())},
-        "info": snapshot.info,
-    }
-
-
 def _new_snapshot(dataset: str, number: int, entries: dict[str, ArtefactRef], info: dict[str, Any]) -> Snapshot:
     snapshot = Snapshot(dataset, number, utc_now(), entries, info, digest="")
-    return dataclasses.replace(snapshot, digest=digest_of(_fields(snapshot)))
+    return dataclasses.replace(snapshot, digest=digest_of(fields_of(snapshot)))
 
 
 def _point_to(store: Store, directory: Path, snapshot: Snapshot) -> None:
     fields = {"format_version": FORMAT_VERSION, "number": snapshot.number, "digest": snapshot.digest}
     content = render_json(fields)
-    with os_errors(directory / _POINTER, n_bytes=len(content)):
-        replace_durably(directory / _POINTER, content, scratch=store.staging)
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    """Read a pointer or a snapshot; ValueError if it is damaged, FileNotFoundError if it is not there."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError:
-        with os_errors(path):
-            raise
-    fields = parse_canonical(data)
-    check_version(fields.get("format_version"), str(path))
-    return fields
-
-
-def _read(directory: Path, dataset: str, number: int) -> Snapshot:
-    """Read a numbered snapshot; raises as ``_parse`` does."""
-    fields = _parse(directory / _file_name(number))
-    found, expected = fields.get("digest"), digest_of(fields)
-    if found != expected:
-        raise ValueError(f"its digest should be {expected}, found {found!r:.80}")
-    if fields["number"] != number or fields["dataset"] != dataset:
-        raise ValueError(f"it is snapshot {fields['number']} of {fields['dataset']}")
-    entries = {slot: ArtefactRef.from_json(ref) for slot, ref in fields["entries"].items()}
-    return Snapshot(dataset, number, fields["created_utc"], entries, fields["info"], expected)
-
-
-def _read_pointed(directory: Path, dataset: str) -> Snapshot:
-    pointer = _parse(directory / _POINTER)
-    number = _checked_number(pointer.get("number"))
-    snapshot = _read(directory, dataset, number)
-    if snapshot.digest != pointer.get("digest"):
-        raise ValueError(f"it expects digest {pointer.get('digest')!r:.80}, found {snapshot.digest}")
-    return snapshot
-
-
-def _checked_number(number: object) -> int:
-    if not isinstance(number, int) or isinstance(number, bool):
-        raise ValueError(f"it points to {number!r:.40}")
-    return number
+    with os_errors(directory / POINTER, n_bytes=len(content)):
+        replace_durably(directory / POINTER, content, scratch=store.staging)
 
 
 def _complete(store: Store, directory: Path, dataset: str, number: int) -> Snapshot:
@@ -394,9 +392,9 @@ def _complete(store: Store, directory: Path, dataset: str, number: int) -> Snaps
 
 def _read_number(store: Store, directory: Path, dataset: str, number: int) -> Snapshot:
     try:
-        return _read(directory, dataset, number)
+        return read_numbered(directory, dataset, number)
     except FileNotFoundError as error:
-        numbers = _numbers(directory)
+        numbers = numbers_in(directory)
         if not numbers:
             raise _nothing_there(store, dataset) from error
         there = ", ".join(map(str, numbers))
@@ -405,16 +403,8 @@ def _read_number(store: Store, directory: Path, dataset: str, number: int) -> Sn
         ) from error
     except ValueError as error:
         raise StoreError(
-            f"{directory / _file_name(number)} is damaged: {error}.", remedy="Choose another snapshot."
+            f"{directory / file_name(number)} is damaged: {error}.", remedy="Choose another snapshot."
         ) from error
-
-
-def _has_complete(directory: Path, dataset: str, numbers: list[int]) -> bool:
-    for number in reversed(numbers):
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            _read(directory, dataset, number)
-            return True
-    return False
 
 
 def _nothing_there(store: Store, dataset: str) -> StoreError:

@@ -20,7 +20,8 @@ from p2rec_core.settings.experiment import SELECTED_BY, ExperimentSettings, Valu
 from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store, canonical_json
 from storage.disk import make_directory, os_errors, replace_durably
-from storage.manifest import FORMAT_VERSION, check_version, checked_name, digest_of, parse_canonical, render_json
+from storage.manifest import FORMAT_VERSION, checked_name, digest_of, parse_digested, render_json
+from storage.snapshots import references_lock
 from tasks.matrix_run import CellState, MatrixRun
 
 _DIRECTORY = "experiments"
@@ -43,6 +44,7 @@ class CellRecord:
         wall_s: Seconds that training and evaluation took when they were computed.
         trials: Points of the tuning grid that were tried; 0 where nothing was tuned.
         chosen: What tuning chose.
+        tried: Artefacts of what tuning tried, so that garbage collection keeps them.
     """
 
     cell: Cell
@@ -57,6 +59,7 @@ class CellRecord:
     wall_s: float | None = None
     trials: int = 0
     chosen: dict[str, Value] = field(default_factory=dict)
+    tried: tuple[ArtefactRef, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class ExperimentRecord:
             asdict(record.cell)
             | {name: getattr(record, name) for name in _PLAIN}
             | {"variant": str(record.variant), "state": str(record.state), "slots": places(record.slots)}
+            | {"tried": list(places({str(n): ref for n, ref in enumerate(record.tried)}).values())}
             for _, record in sorted(self.cells.items())
         ]
         datasets = {
@@ -128,6 +132,7 @@ class ExperimentRecord:
                 variant=Variant(entry["variant"]),
                 state=CellState(entry["state"]),
                 slots={slot: artefacts[place] for slot, place in entry["slots"].items()},
+                tried=tuple(artefacts[place] for place in entry.get("tried", ())),  # older records have none
                 **{name: entry[name] for name in _PLAIN},
             )
         datasets = {
@@ -160,11 +165,20 @@ class Recorder:
         self.origin = origin
         self._digests: dict[Cell, str] = {}
         self._walls: dict[str, float] = {}
+        self._referred_to: set[tuple[str, str]] = set()
 
     def write(self) -> ExperimentRecord:
-        """Replace the file if there is something new, and return what it says."""
+        """Replace the file if there is something new, and return what it says.
+
+        Raises:
+            ArtefactMissing: Garbage collection has removed what this run found or made.
+            StoreError: The store cannot be written.
+        """
         store, name = self.run.store, self.experiment.name
-        with store.lock(_DIRECTORY, name):
+        with store.lock(_DIRECTORY, name), references_lock(store):
+            for result in self.run.results.values():
+                if (result.ref.stage, result.ref.key) not in self._referred_to:
+                    store.load(result.ref)
             record = self.record()
             fields = record.to_json() | {"format_version": FORMAT_VERSION}
             content = render_json(fields | {"digest": digest_of(fields)})
@@ -173,6 +187,7 @@ class Recorder:
                 if not path.exists() or path.read_bytes() != content:
                     make_directory(path.parent)
                     replace_durably(path, content, scratch=store.staging)
+            self._referred_to = {(ref["stage"], ref["key"]) for ref in fields["artefacts"].values()}
         return record
 
     def record(self) -> ExperimentRecord:
@@ -239,6 +254,7 @@ class Recorder:
             wall_s=wall_s,
             trials=len(group.trials),
             chosen=dict(group.chosen or {}),
+            tried=tuple(run.results[node].ref for _, node in group.trials if node in run.results),
         )
 
     def _wall_s(self, ref: ArtefactRef) -> float:
@@ -273,11 +289,7 @@ def read_record(store: Store, name: str) -> ExperimentRecord:
             )
         data = path.read_bytes()
     try:
-        fields = parse_canonical(data)
-        check_version(fields["format_version"], str(path))
-        if digest_of(fields) != fields["digest"]:
-            raise ValueError("its digest is another")
-        return ExperimentRecord.from_json(fields)
+        return ExperimentRecord.from_json(parse_digested(data, str(path)))
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is damaged: {error}.", remedy=remedy) from error
 

@@ -16,7 +16,7 @@ from p2rec_core.errors import P2RecError
 from storage.artefacts import ArtefactRef, Store
 from tasks.estimate import TimeLeft, Walls, remaining_s, time_left, whole_wall
 from tasks.matrix import Matrix, Node
-from tasks.stage import VERIFIED, Outcome, StageResult, whole_artefact
+from tasks.stage import VERIFIED, Outcome, StageResult, used_artefact, whole_artefact
 
 TICK_S = 1.0
 """Seconds between two looks at how far everything is."""
@@ -114,8 +114,11 @@ class MatrixRun:
         self._by_key: dict[tuple[str, str], str] = {}
         self._twins: dict[str, str] = {}
 
-    def advance(self) -> Iterator[Job]:
+    def advance(self, *, use: bool = True) -> Iterator[Job]:
         """Look at every node whose needs are met: take what is in the store, prepare the rest.
+
+        Args:
+            use: Whether what is found will be read; garbage collection then leaves it alone for the grace period.
 
         Yields:
             What was found in the store; ``results`` has it.
@@ -131,13 +134,13 @@ class MatrixRun:
                         progressed = True
                     elif all(need in self.results for need in node.needs.values()):
                         progressed = True
-                        if (job := self._looked_at(node)) is not None:
+                        if (job := self._looked_at(node, use)) is not None:
                             yield job
             grown = self._grow()
 
     def looked_up(self) -> Self:
         """What is there: ``results`` is in the store, ``prepared`` could be computed, the rest waits for it."""
-        for _ in self.advance():
+        for _ in self.advance(use=False):
             pass
         return self
 
@@ -230,7 +233,7 @@ class MatrixRun:
     def _open(self) -> list[Node]:
         return [n for n in self._unfinished() if n.name not in self.running and n.name not in self.prepared]
 
-    def _looked_at(self, node: Node) -> Job | None:
+    def _looked_at(self, node: Node, use: bool) -> Job | None:
         """Look a node up in the store; None if it has to be computed, or cannot be."""
         begun = time.monotonic()
         refs = node.refs(self.results)
@@ -241,7 +244,8 @@ class MatrixRun:
             if twin != node.name:
                 self._follow(node, twin)
                 return None
-            artefact, _ = whole_artefact(call.stage, key, self.store)
+            look_up = used_artefact if use else whole_artefact
+            artefact, _ = look_up(call.stage, key, self.store)
         except Exception as error:
             self._fail(node, error)
             return None

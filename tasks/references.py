@@ -3,7 +3,7 @@
 from p2rec_core.errors import StoreError
 from storage.artefacts import ArtefactRef, Store
 from storage.disk import os_errors
-from storage.manifest import check_version, digest_of, parse_canonical
+from storage.manifest import parse_digested
 from tasks.experiments import record_path, recorded
 
 
@@ -15,20 +15,19 @@ def experiment_references(store: Store) -> dict[str, list[ArtefactRef]]:
     Raises:
         StoreError: A record is damaged, or a newer P2Rec wrote it.
     """
-    references = {}
-    for name in recorded(store):
-        path = record_path(store, name)
-        with os_errors(path):
-            data = path.read_bytes()
-        try:
-            fields = parse_canonical(data)
-            check_version(fields["format_version"], str(path))
-            if digest_of(fields) != fields["digest"]:
-                raise ValueError("its digest is another")
-            references[f"experiment {name}"] = [ArtefactRef.from_json(ref) for ref in fields["artefacts"].values()]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{path} is damaged, so that what the experiment refers to cannot be told: {error}.",
-                remedy=f"Run `p2rec experiment run {name}` to write it anew, or remove that file.",
-            ) from error
-    return references
+    return {f"experiment {name}": record_references(store, name) for name in recorded(store)}
+
+
+def record_references(store: Store, name: str) -> list[ArtefactRef]:
+    """The artefacts of one experiment; raises as ``experiment_references`` does."""
+    path = record_path(store, name)
+    with os_errors(path):
+        data = path.read_bytes()
+    try:
+        fields = parse_digested(data, str(path))
+        return [ArtefactRef.from_json(ref) for ref in fields["artefacts"].values()]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path} is damaged, so that what the experiment refers to cannot be told: {error}.",
+            remedy=f"Run `p2rec experiment run {name}` to write it anew, or remove that file.",
+        ) from error

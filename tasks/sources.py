@@ -11,7 +11,7 @@ from p2rec_core.settings.data import IngestSettings
 from storage.artefacts import Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE, Progress, http_fetch, locate, locate_item_texts
 from storage.disk import make_directory, os_errors, replace_durably
-from storage.manifest import checked_name
+from storage.manifest import checked_name, digest_of, render_json
 
 OFFLINE_VARIABLE = "P2REC_OFFLINE"
 """Any value other than 0 forbids downloads."""
@@ -62,11 +62,10 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
         progress: Told about a download: bytes there, bytes in all if known.
 
     Raises:
-        DataError: There is no such dataset, or its file is gone.
+        DataError: There is no such dataset, its file is gone, or what is remembered of it is damaged.
     """
-    registered = _registered(store, dataset)
-    if registered.exists():
-        entry = json.loads(registered.read_text(encoding="utf-8"))
+    if registration_path(store, dataset).exists():
+        entry = read_registration(store, dataset)
         path = Path(entry["path"])
         if not path.exists():
             raise DataError(
@@ -79,6 +78,7 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
                 f"The item texts of {dataset!r} were in {texts}, which is no longer there.",
                 remedy=f"Put the file back, or import anew with `p2rec data import FILE --name {dataset}`.",
             )
+        path = one_file(path, entry["ingest"].get("format", IngestSettings().format), store)
         return Source(
             dataset, path, entry["ingest"], synthetic=False, texts=None if texts is None else TextFile(Path(texts))
         )
@@ -110,6 +110,20 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
     )
 
 
+def one_file(path: Path, format: str, store: Store) -> Path:
+    """The file itself, or the partitions of a directory joined into one.
+
+    Raises:
+        DataError: The directory holds no partition, or two do not have the same columns.
+        StoreError: The joined file cannot be written.
+    """
+    if not path.is_dir():
+        return path
+    from storage.ingest.partitions import joined
+
+    return joined(path, str(format), store.root / "downloads" / "joined")
+
+
 def register(store: Store, dataset: str, path: Path, ingest: IngestSettings, *, item_texts: Path | None = None) -> None:
     """Remember an imported file, and that of its items' texts, under a name.
 
@@ -119,7 +133,7 @@ def register(store: Store, dataset: str, path: Path, ingest: IngestSettings, *, 
     """
     if dataset in DATASETS:
         raise DataError(f"{dataset!r} is the name of a known dataset.", remedy="Choose another name.")
-    target = _registered(store, dataset)
+    target = registration_path(store, dataset)
     entry: dict[str, Any] = {
         "path": str(path.resolve()),
         "ingest": ingest.model_dump(mode="json", exclude_defaults=True),
@@ -128,7 +142,7 @@ def register(store: Store, dataset: str, path: Path, ingest: IngestSettings, *, 
         entry["item_texts"] = str(item_texts.resolve())
     with os_errors(target):
         make_directory(target.parent)
-        replace_durably(target, json.dumps(entry, indent=1).encode(), scratch=store.staging)
+        replace_durably(target, render_json(entry | {"digest": digest_of(entry)}), scratch=store.staging)
 
 
 def imported_datasets(store: Store) -> list[str]:
@@ -136,5 +150,30 @@ def imported_datasets(store: Store) -> list[str]:
     return sorted(path.stem for path in (store.root / "datasets").glob("*.json"))
 
 
-def _registered(store: Store, dataset: str) -> Path:
+def registration_path(store: Store, dataset: str) -> Path:
+    """Where it is remembered what was imported under a name, whether or not there is such a file."""
     return store.root / "datasets" / f"{checked_name('a dataset', dataset)}.json"
+
+
+def read_registration(store: Store, dataset: str) -> dict[str, Any]:
+    """What ``register`` has remembered: ``path``, ``ingest`` and, where there are any, ``item_texts``.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    path = registration_path(store, dataset)
+    with os_errors(path):
+        data = path.read_bytes()
+    try:
+        entry: dict[str, Any] = json.loads(data)
+        if not {"path", "ingest"} <= entry.keys() <= {"path", "ingest", "item_texts", "digest"}:
+            raise ValueError("it has other fields")
+        # what was imported before there was a digest has none
+        if "digest" in entry and (render_json(entry) != data or digest_of(entry) != entry["digest"]):
+            raise ValueError("its digest is another")
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is damaged: {error}.",
+            remedy=f"Import the dataset anew with `p2rec data import FILE --name {dataset}`.",
+        ) from error
+    return entry

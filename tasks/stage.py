@@ -18,6 +18,7 @@ from p2rec_core.errors import ArtefactDamaged, ArtefactMissing
 from p2rec_core.progress import Progress, silent
 from p2rec_core.settings.pipeline import RuntimeSettings
 from storage.artefacts import Artefact, ArtefactRef, ArtefactWriter, InputRef, Store, content_key
+from storage.snapshots import mark_used
 from tasks.fingerprint import code_fingerprint
 from tasks.machine import machine_facts
 
@@ -180,14 +181,14 @@ def run_stage(
     """
     begun = time.monotonic()
     key = call.key()
-    if not force and (hit := whole_artefact(call.stage, key, store)[0]) is not None:
+    if not force and (hit := used_artefact(call.stage, key, store)[0]) is not None:
         return StageResult.of(hit, Outcome.CACHED, VERIFIED, time.monotonic() - begun)
 
     def on_wait() -> None:
         log(f"another process computes {call.stage}/{key}; waiting for it")
 
     with store.lock(call.stage, key, on_wait=on_wait):
-        present, damage = whole_artefact(call.stage, key, store)
+        present, damage = used_artefact(call.stage, key, store)
         if present is not None and not force:
             return StageResult.of(
                 present, Outcome.CACHED, "another process has just computed it", time.monotonic() - begun
@@ -214,6 +215,14 @@ def whole_artefact(stage: str, key: str, store: Store) -> tuple[Artefact | None,
     except ArtefactMissing as missing:
         return None, ArtefactDamaged(missing.problem, remedy=missing.remedy)
     return artefact, None
+
+
+def used_artefact(stage: str, key: str, store: Store) -> tuple[Artefact | None, ArtefactDamaged | None]:
+    """As ``whole_artefact``, for a run that will read it: garbage collection leaves it alone for the grace period."""
+    artefact, damage = whole_artefact(stage, key, store)
+    if artefact is not None and not mark_used(store, artefact):
+        return None, None
+    return artefact, damage
 
 
 def _compute(

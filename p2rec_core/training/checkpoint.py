@@ -87,23 +87,35 @@ class Checkpointer:
             if not path.exists():
                 continue
             try:
-                with safe_open(path, framework="pt") as file:
-                    metadata = file.metadata()
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if _digest(tensors, metadata["cursor"]) != metadata["digest"]:
-                    raise ValueError("its content is not what its digest says")
-                cursor = json.loads(metadata["cursor"])
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                checkpoint = read_checkpoint(path)
+            except ValueError as error:
                 damaged.append(f"{path} ({error})")
                 continue
             self.notes.extend(f"passed over the damaged checkpoint {d}" for d in damaged)
-            return Checkpoint(tensors, cursor)
+            return checkpoint
         if damaged:
             raise ModelError(
                 f"No checkpoint can be read: {'; '.join(damaged)}.",
                 remedy=f"Delete {self.directory} to train from the start.",
             )
         return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read one file that ``Checkpointer.save`` wrote.
+
+    Raises:
+        ValueError: It is not whole, or cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if _digest(tensors, metadata["cursor"]) != metadata["digest"]:
+            raise ValueError("its content is not what its digest says")
+        return Checkpoint(tensors, json.loads(metadata["cursor"]))
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _digest(tensors: dict[str, Tensor], cursor: str) -> str:

@@ -298,21 +298,6 @@ def test_a_read_only_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Store.open(tmp_path / "store")
 
 
-def test_garbage_is_what_interrupted_runs_left(store: Store, publish: Any) -> None:
-    publish("s", {}, key="done")
-    left = [store.staging / "s~k~01", store.staging / "store.json.01"]
-    left[0].mkdir()
-    left[1].touch()
-    left.append(store.workspace("s", "done"))
-    unfinished = store.workspace("s", "k")
-    assert store.leftovers() == sorted(left)
-    assert store.collect_garbage(grace_s=3600) == []
-    with store.lock("s", "k"):
-        assert store.collect_garbage(grace_s=0) == sorted(left[1:])
-    assert store.collect_garbage(grace_s=0) == left[:1]
-    assert unfinished.is_dir()
-
-
 def test_the_same_table_has_the_same_bytes_however_it_is_cut(
     store: Store, tables: SimpleNamespace, publish: Any
 ) -> None:

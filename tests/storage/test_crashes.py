@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -15,9 +16,11 @@ import pytest
 
 from p2rec_core.errors import ArtefactDamaged, StoreError
 from storage.artefacts import Store
+from storage.garbage import collect_leftovers
 from storage.schemas import conform
 from storage.snapshots import read_snapshot
 
+NOW = timedelta(0)
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -34,6 +37,12 @@ def driver() -> ModuleType:
 
 def _hashes(store: Store) -> dict[str, dict[str, str]]:
     return {artefact.key: artefact.ref().files for artefact in store.artefacts()}
+
+
+def _make_old(store: Store) -> None:
+    """As if what is in ``staging`` had been left there some time ago."""
+    for path in store.staging.rglob("*"):
+        os.utime(path, (0, 0))
 
 
 def test_killed_at_every_step_the_store_is_old_or_new_and_a_rerun_finishes(
@@ -63,8 +72,10 @@ def test_killed_at_every_step_the_store_is_old_or_new_and_a_rerun_finishes(
         assert after.entries["train"].key == "v2.0"
         assert after.number in (2, 3)
         assert _hashes(store) == undisturbed
-        store.collect_garbage(grace_s=0)
-        assert store.leftovers() == []
+        _make_old(store)
+        collect_leftovers(store, grace=NOW)
+        assert not list(store.staging.iterdir())
+        assert not list((store.root / "work").glob("*/*"))
         shutil.rmtree(store.root)
     assert seen == {(1, 1), (2, 1), (2, 2)}
 
@@ -222,10 +233,11 @@ def test_garbage_of_a_locked_key_stays(store: Store) -> None:
     unfinished = store.staging / "train~k~0123"
     unfinished.mkdir()
     with _hold(store, 60) as process:
-        assert store.collect_garbage(grace_s=0) == []
+        assert collect_leftovers(store, grace=NOW).removed == ()
         process.kill()
-    assert store.collect_garbage(grace_s=3600) == []
-    assert store.collect_garbage(grace_s=0) == [unfinished]
+    assert collect_leftovers(store, grace=timedelta(hours=1)).removed == ()
+    assert [item.name for item in collect_leftovers(store, grace=NOW).removed] == ["staging/train~k~0123"]
+    assert not unfinished.exists()
 
 
 UNPRIVILEGED = """

@@ -1,4 +1,6 @@
 import dataclasses
+import itertools
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,15 +10,19 @@ import pyarrow as pa
 import pytest
 
 from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
+from storage import snapshot_files
 from storage.artefacts import ArtefactRef, Store
+from storage.manifest import digest_of, render_json
 from storage.snapshot_changes import ClusterChange, EmbeddingChange, IdChange, MetricChange, snapshot_changes
 from storage.snapshots import (
+    Snapshot,
     list_snapshots,
     pin,
     pinned,
     promote,
     publish_snapshot,
     read_snapshot,
+    refusal_of,
     rollback,
     unpin,
 )
@@ -146,10 +152,19 @@ def test_with_nothing_readable_the_reader_is_told_and_the_next_publish_goes_on(
 
 
 def test_a_snapshot_of_a_newer_format_is_not_called_damaged(store: Store, two: Path) -> None:
-    pointer = two / "current.json"
-    pointer.write_text(pointer.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(StoreError, match=r"current\.json has format version 2; this P2Rec reads up to 1"):
+    fields = json.loads((two / "000002.json").read_text()) | {"format_version": 2}
+    (two / "000002.json").write_bytes(render_json(fields | {"digest": digest_of(fields)}))
+    with pytest.raises(StoreError, match=r"000002\.json has format version 2; this P2Rec reads up to 1"):
         read_snapshot(store, "tiny")
+
+
+@pytest.mark.parametrize("name", ["current.json", "000002.json"])
+def test_a_version_that_a_flipped_bit_made_is_damage(store: Store, two: Path, name: str) -> None:
+    path = two / name
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 3'))
+    found = read_snapshot(store, "tiny")
+    assert found.number == (2 if name == "current.json" else 1)
+    assert "is damaged" in found.notes[0]
 
 
 @pytest.fixture
@@ -370,3 +385,44 @@ def test_the_same_content_under_another_key_is_not_compared(store: Store, publis
     newest = publish_snapshot(store, "tiny", {"evaluation": other}, {})
     with pytest.raises(ArtefactMissing, match="There is no artefact evaluation/k2"):
         snapshot_changes(store, new, newest)
+
+
+def test_a_snapshot_that_is_forgotten_between_two_reads_is_not_missed(
+    store: Store, refs: list[ArtefactRef], two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pointer is read, another snapshot becomes the current one, and garbage collection forgets the first."""
+    real = snapshot_files.read_numbered
+    calls = itertools.count()
+
+    def read_numbered(directory: Path, dataset: str, number: int) -> Snapshot:
+        if next(calls) == 0:
+            promote(store, "tiny", 1)
+            (two / "000002.json").unlink()
+        return real(directory, dataset, number)
+
+    monkeypatch.setattr(snapshot_files, "read_numbered", read_numbered)
+    found = read_snapshot(store, "tiny")
+    assert (found.number, found.notes) == (1, ())
+
+
+def test_a_refused_snapshot_is_kept_and_passed_over(store: Store, refs: list[ArtefactRef], two: Path) -> None:
+    kept = publish_snapshot(store, "tiny", {"ingest": refs[0]}, {"a": 1}, refused=["rows are lost"])
+    assert (kept.number, refusal_of(kept)) == (3, ("rows are lost",))
+    assert read_snapshot(store, "tiny").number == 2
+    again = publish_snapshot(store, "tiny", {"ingest": refs[0]}, {"a": 1}, refused=["rows are lost"])
+    assert again == kept
+    good = publish_snapshot(store, "tiny", {"ingest": refs[2]}, {})
+    assert (good.number, refusal_of(good)) == (4, ())
+    back = rollback(store, "tiny")
+    assert back.number == 2
+    assert back.notes == ("Snapshot 3 of 'tiny' was refused when it was made.",)
+
+
+def test_a_refused_snapshot_can_be_promoted_and_does_not_stand_in(
+    store: Store, refs: list[ArtefactRef], two: Path
+) -> None:
+    publish_snapshot(store, "tiny", {"ingest": refs[0]}, {}, refused=["rows are lost"])
+    (two / "current.json").write_text("{}")
+    assert read_snapshot(store, "tiny").number == 2
+    assert promote(store, "tiny", 3).number == 3
+    assert read_snapshot(store, "tiny").number == 3

@@ -1,0 +1,133 @@
+"""A directory of partitions, such as a file a day, as the one file that an import reads."""
+
+import gzip
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from p2rec_core.errors import DataError
+from storage.disk import hash_file, make_directory, os_errors
+
+_SUFFIX = {"parquet": ".parquet", "csv": ".csv", "tsv": ".tsv", "recbole": ".inter"}
+_HEADED = ("csv", "tsv", "recbole")
+_KEPT = 2
+"""Joined files of a directory that are kept: a run that reads the one before may still be going on."""
+
+
+def joined(directory: Path, format: str, place: Path) -> Path:
+    """Join a directory's partitions, in the order of their paths, below each other.
+
+    Hidden files, and files or directories whose name begins with an underscore, are left out. Text partitions may be
+    gzip. The result is named by the content of all partitions and made once.
+
+    Args:
+        directory: The partitions, at any depth.
+        format: Format of every partition, one of ``layout.FORMATS``.
+        place: Directory of joined files.
+
+    Returns:
+        The joined file.
+
+    Raises:
+        DataError: There is no partition, or two do not have the same columns.
+        StoreError: The joined file cannot be written.
+    """
+    partitions = _partitions(directory)
+    digest = hashlib.sha256(format.encode())
+    for partition in partitions:
+        with os_errors(partition):
+            digest.update(bytes.fromhex(hash_file(partition)))
+    prefix = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
+    target = place / f"{prefix}-{digest.hexdigest()[:20]}{_SUFFIX.get(format, '.txt')}"
+    if target.exists():
+        return target
+    staged = place / f".{target.name}.{os.getpid()}"
+    with os_errors(target):
+        make_directory(place)
+        try:
+            if format == "parquet":
+                _join_parquet(partitions, staged)
+            else:
+                _join_text(partitions, staged, headed=format in _HEADED)
+            os.replace(staged, target)
+        finally:
+            staged.unlink(missing_ok=True)
+        for old in sorted(place.glob(f"{prefix}-*"), key=lambda path: path.stat().st_mtime_ns)[:-_KEPT]:
+            old.unlink(missing_ok=True)
+    return target
+
+
+def _partitions(directory: Path) -> list[Path]:
+    with os_errors(directory):
+        found = [
+            path
+            for path in directory.rglob("*")
+            if path.is_file() and not any(p.startswith((".", "_")) for p in path.relative_to(directory).parts)
+        ]
+    if not found:
+        raise DataError(
+            f"The directory {directory} holds no partition.",
+            remedy="Put files into it whose names begin with neither a dot nor an underscore.",
+        )
+    return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
+
+
+def _join_parquet(partitions: Sequence[Path], target: Path) -> None:
+    schema: pa.Schema | None = None
+    writer: pq.ParquetWriter | None = None
+    try:
+        for partition in partitions:
+            try:
+                with pq.ParquetFile(partition) as file:
+                    if schema is None:
+                        schema = file.schema_arrow.remove_metadata()
+                        writer = pq.ParquetWriter(target, schema)
+                    elif not file.schema_arrow.remove_metadata().equals(schema):
+                        raise _other_columns(partitions[0], schema, partition, file.schema_arrow)
+                    assert writer is not None
+                    for batch in file.iter_batches():
+                        writer.write_batch(batch.replace_schema_metadata(None))
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"{partition} cannot be read as Parquet: {str(error).splitlines()[0].rstrip('.')}.",
+                    remedy="Check that the partition is complete and that the format is right.",
+                ) from error
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _join_text(partitions: Sequence[Path], target: Path, *, headed: bool) -> None:
+    header: bytes | None = None
+    with target.open("w+b") as out:
+        for partition in partitions:
+            reader = gzip.open if partition.name.endswith(".gz") else open
+            with reader(partition, "rb") as stream:
+                if headed:
+                    line = stream.readline().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+                    if header is None:
+                        header = line
+                        out.write(line + b"\n")
+                    elif line != header:
+                        raise _other_columns(partitions[0], header.decode(), partition, line.decode(errors="replace"))
+                shutil.copyfileobj(stream, out)
+            if out.tell():
+                out.seek(-1, os.SEEK_END)
+                if out.read(1) != b"\n":
+                    out.write(b"\n")
+
+
+def _other_columns(first: Path, expected: object, partition: Path, found: object) -> DataError:
+    def shown(columns: object) -> str:
+        names = [f"{f.name} {f.type}" for f in columns] if isinstance(columns, pa.Schema) else [str(columns)]
+        return f"{', '.join(names):.200}"
+
+    return DataError(
+        f"{partition} has the columns {shown(found)}; {first} has {shown(expected)}.",
+        remedy="Write all partitions with the same columns in the same order.",
+    )

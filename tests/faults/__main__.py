@@ -1,0 +1,43 @@
+"""Faults are injected into stores, and what came of each is counted.
+
+    python -m tests.faults              the full form, every step: under a minute
+    python -m tests.faults --quick      a sample of it
+    python -m tests.faults --parts a    some parts
+
+Prints a table; ends with status 1 if anything was lost, silently wrong, or not as it is promised.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.faults.kills import kill_rows
+from tests.faults.rows import Row, table
+
+PARTS = {"a": kill_rows}
+
+
+def main() -> int:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Inject faults and count the outcomes.")
+    parser.add_argument("--quick", action="store_true", help="a sample of every part")
+    parser.add_argument("--parts", default=",".join(PARTS), help="which parts, separated by commas")
+    parser.add_argument("--out", type=Path, help="a JSON file for the rows")
+    arguments = parser.parse_args()
+    begun = time.monotonic()
+    rows: list[Row] = []
+    for part in arguments.parts.split(","):
+        with tempfile.TemporaryDirectory(prefix="p2rec-faults-") as directory:
+            rows += PARTS[part](Path(directory), quick=arguments.quick)
+        print(f"part {part}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    print(table(rows))
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n", encoding="utf-8")
+    return 0 if all(row.kept for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""A directory that a partition is added to every day."""
+
+import gzip
+import os
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from p2rec_core.errors import DataError
+from storage.ingest.partitions import joined
+from tasks.ingest import ingest_call
+from tasks.sources import find_source, register
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "joined"
+
+
+@pytest.fixture
+def days(tmp_path):
+    directory = tmp_path / "days"
+    directory.mkdir()
+    return directory
+
+
+def test_text_is_joined_with_one_header_in_the_order_of_names(days, place):
+    (days / "2026-11-24.csv").write_text("user_id,item_id\nb,y\n")
+    (days / "2026-11-23.csv").write_bytes(b"\xef\xbb\xbfuser_id,item_id\r\na,x\r\nb,x")
+    (days / "2026-11-25.csv.gz").write_bytes(gzip.compress(b"user_id,item_id\nc,z\n"))
+    (days / "_SUCCESS").write_text("")
+    (days / ".part.csv").write_text("user_id,item_id\nhidden,h\n")
+    assert joined(days, "csv", place).read_bytes() == b"user_id,item_id\na,x\r\nb,x\nb,y\nc,z\n"
+
+
+def test_lines_without_a_header_are_joined_as_they_are(days, place):
+    (days / "1.txt").write_text("a x y\n")
+    (days / "2.txt").write_text("b y z\n")
+    assert joined(days, "sequences", place).read_text() == "a x y\nb y z\n"
+
+
+def test_parquet_is_joined_at_any_depth(days, place):
+    for day, user in (("day=2", "b"), ("day=1", "a")):
+        (days / day).mkdir()
+        pq.write_table(pa.table({"user_id": [user], "item_id": [1]}), days / day / "part-0.parquet")
+    assert pq.read_table(joined(days, "parquet", place)).to_pydict() == {"user_id": ["a", "b"], "item_id": [1, 1]}
+
+
+def test_a_file_is_made_once_for_the_same_content_and_old_ones_go(days, place):
+    seen = []
+    for day in range(4):
+        (days / f"{day}.csv").write_text(f"user_id,item_id\nu{day},x\n")
+        path = joined(days, "csv", place)
+        os.utime(path, (1000 + day, 1000 + day))
+        seen.append(path)
+    before = path.stat().st_mtime_ns
+    assert joined(days, "csv", place) == path
+    assert path.stat().st_mtime_ns == before
+    assert sorted(place.iterdir()) == sorted(seen[-2:])
+
+
+def test_other_columns_are_named(days, place):
+    (days / "1.csv").write_text("user_id,item_id\na,x\n")
+    (days / "2.csv").write_text("user_id,sku\na,x\n")
+    with pytest.raises(DataError, match=r"2\.csv has the columns user_id,sku; .*1\.csv has user_id,item_id"):
+        joined(days, "csv", place)
+    for number, column in ((1, "item_id"), (2, "sku")):
+        pq.write_table(pa.table({"user_id": ["a"], column: [1]}), days / f"{number}.csv")
+    with pytest.raises(DataError, match=r"2\.csv has the columns user_id string, sku int64"):
+        joined(days, "parquet", place)
+    assert list(place.iterdir()) == []
+
+
+def test_what_is_no_partition_is_named(days, place):
+    with pytest.raises(DataError, match="days holds no partition"):
+        joined(days, "csv", place)
+    (days / "1.parquet").write_text("no parquet")
+    with pytest.raises(DataError, match=r"1\.parquet cannot be read as Parquet"):
+        joined(days, "parquet", place)
+
+
+def test_a_dataset_may_be_a_directory_that_grows(days, tmp_path):
+    from p2rec_core.settings.data import IngestSettings
+    from storage.artefacts import Store
+
+    store = Store.open(tmp_path / "store")
+    settings = IngestSettings(format="csv", timestamp_column=None)
+    (days / "1.csv").write_text("user_id,item_id\na,x\n")
+    register(store, "clicks", days, settings)
+    first = find_source("clicks", store)
+    (days / "2.csv").write_text("user_id,item_id\nb,y\n")
+    second = find_source("clicks", store)
+    assert second.path.read_text() == "user_id,item_id\na,x\nb,y\n"
+    assert ingest_call(first.path, settings).key() != ingest_call(second.path, settings).key()
