@@ -1,0 +1,179 @@
+"""Stages 2 and 7 of a refresh: a recommender that starts from the current snapshot's.
+
+As in an ordinary run, the pre-trained backbone and Base are the same artefact where their settings are the same.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from p2rec_core.backbones.registry import encoder_entry
+from p2rec_core.settings.refresh import RefreshSettings
+from p2rec_core.settings.sequence_model import FusionSettings, KnowledgeSource, RecommenderSettings, Variant
+from storage.artefacts import ArtefactRef
+from tasks.arrays import learning_curve, numbering, ragged, targets, vector_array
+from tasks.recommender import KNOWLEDGE_TABLES, prepared_knowledge
+from tasks.stage import StageCall, StageContext
+
+if TYPE_CHECKING:
+    from p2rec_core.training.recommender import Knowledge, NextItemTraining
+
+PREPARED = "prepared"
+"""File of the prepared knowledge, on the axes that the recommender's weights read."""
+
+
+def continued_recommender_call(
+    settings: RecommenderSettings,
+    variant: Variant,
+    fusion: FusionSettings,
+    refresh: RefreshSettings,
+    *,
+    ingest: ArtefactRef,
+    previous: ArtefactRef,
+    clusters: ArtefactRef | None = None,
+    knowledge: ArtefactRef | None = None,
+    previous_knowledge: ArtefactRef | None = None,
+) -> StageCall:
+    """The training of a recommender that starts from another one of the same settings.
+
+    Args:
+        settings: Encoder and training.
+        variant: Base, +CI (needs ``clusters``) or +P2Rec (needs ``knowledge`` and ``previous_knowledge``).
+        fusion: How knowledge enters; read by +P2Rec only.
+        refresh: Epochs and learning rate.
+        ingest: Sequences, validation items and the catalogue, in the numbering that ``previous`` knows.
+        previous: The recommender to start from.
+        clusters: Item clusters, numbered as those that ``previous`` was trained with.
+        knowledge: The artefact of ``fusion.source``; None where that is noise.
+        previous_knowledge: The one that ``previous`` was trained with.
+    """
+    inputs = {
+        "sequences": (ingest, "sequences"),
+        "items": (ingest, "items"),
+        "previous_model": (previous, "model"),
+        "previous_embeddings": (previous, "item_embeddings"),
+    }
+    if settings.training.patience is not None:
+        inputs["validation"] = (ingest, "validation")
+    chosen: dict[str, Any] = settings.model_dump(mode="json") | {
+        "variant": str(variant),
+        "refresh": refresh.model_dump(mode="json", include={"epochs", "learning_rate_scale"}),
+    }
+    if variant is Variant.CI:
+        assert clusters is not None
+        inputs["clusters"] = (clusters, "item_clusters")
+    elif variant is Variant.P2REC:
+        if fusion.source is not KnowledgeSource.RANDOM:
+            assert knowledge is not None
+            assert previous_knowledge is not None
+            inputs["knowledge"] = (knowledge, KNOWLEDGE_TABLES[fusion.source][0])
+            inputs["previous_knowledge"] = (previous_knowledge, KNOWLEDGE_TABLES[fusion.source][0])
+        if PREPARED in previous.files:
+            inputs["previous_prepared"] = (previous, PREPARED)
+        chosen["fusion"] = fusion.model_dump(mode="json")
+
+    def compute(context: StageContext) -> dict[str, Any]:
+        return _train(context, settings, fusion if variant is Variant.P2REC else None, refresh)
+
+    return StageCall(
+        stage="backbone" if variant is Variant.BASE else "recommender",
+        module="tasks.refresh.recommender",
+        settings=chosen,
+        inputs=inputs,
+        compute=compute,
+        extra_modules=(encoder_entry(settings.encoder.backbone).module,),
+    )
+
+
+def _train(
+    context: StageContext, settings: RecommenderSettings, fusion: FusionSettings | None, refresh: RefreshSettings
+) -> dict[str, Any]:
+    from p2rec_core.runtime import prepared_device
+    from p2rec_core.training.checkpoint import Checkpointer
+    from p2rec_core.training.continued import continue_recommender
+    from p2rec_core.training.recommender import EncoderShape
+
+    runtime = context.runtime
+    items = context.table("items")
+    sequences = ragged(context.table("sequences"))
+    validation = targets(context.table("validation"), len(sequences)) if "validation" in context.inputs else None
+    clusters = n_clusters = knowledge = None
+    if "clusters" in context.inputs:
+        clusters = context.table("clusters").column("cluster").to_numpy()
+        n_clusters = int(clusters.max()) + 1
+    if fusion is not None:
+        knowledge = _turned_knowledge(context, fusion, items.num_rows, settings.training.seed)
+        context.writer.tensors(PREPARED, {"vectors": knowledge.vectors})
+    learned = context.table("previous_embeddings", ["trained"]).column("trained").to_numpy()
+    trained = continue_recommender(
+        sequences,
+        validation,
+        context.tensors("previous_model"),
+        learned,
+        n_items=items.num_rows,
+        encoder=EncoderShape(settings.encoder.backbone, settings.encoder.options()),
+        training=_training(settings, refresh),
+        clusters=clusters,
+        n_clusters=n_clusters,
+        knowledge=knowledge,
+        device=prepared_device(runtime.device, runtime.threads),
+        checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
+        progress=context.progress,
+    )
+    n_train = items.column("n_train").to_numpy()
+    context.writer.tensors("model", trained.tensors, {"encoder": settings.encoder.model_dump_json()})
+    context.writer.table("history", learning_curve(trained.fit.history))
+    context.writer.table(
+        "item_embeddings",
+        pa.table(
+            {
+                "item_idx": numbering(items.num_rows),
+                "source": pa.array([settings.encoder.backbone] * items.num_rows),
+                "trained": pa.array(n_train > 0),
+                "embedding": vector_array(trained.tensors["item_vectors"]),
+            }
+        ),
+    )
+    fit = trained.fit
+    return {
+        "best_epoch": fit.best_epoch,
+        "n_epochs": fit.n_epochs,
+        "n_steps": fit.n_steps,
+        "resumed_at_step": fit.resumed_at_step,
+        "best": {metric: value for epoch, metric, value in fit.history if epoch == fit.best_epoch},
+        "n_untrained_items": int((n_train == 0).sum()),
+        "n_copied_items": int(learned.sum()),
+        "n_parameters": int(sum(np.prod(t.shape) for n, t in trained.tensors.items() if n != "item_vectors")),
+        "notes": list(fit.notes),
+    }
+
+
+def _training(settings: RecommenderSettings, refresh: RefreshSettings) -> "NextItemTraining":
+    """The ordinary training, shorter and with smaller steps."""
+    from p2rec_core.settings.sequence_model import Schedule
+    from p2rec_core.training.recommender import NextItemTraining
+
+    training = settings.training
+    changed = {
+        "max_epochs": min(refresh.epochs, training.max_epochs),
+        "learning_rate": training.learning_rate * refresh.learning_rate_scale,
+    }
+    return NextItemTraining(
+        **(training.model_dump(exclude={"schedule"}) | changed), cosine=training.schedule is Schedule.COSINE
+    )
+
+
+def _turned_knowledge(context: StageContext, fusion: FusionSettings, n_items: int, seed: int) -> "Knowledge":
+    """The knowledge embeddings, prepared, on the axes of those that the current recommender was trained with."""
+    from p2rec_core.alignment import turned_like
+
+    prepared = prepared_knowledge(context, fusion, n_items, seed)
+    if "previous_prepared" in context.inputs:
+        before = context.tensors("previous_prepared")["vectors"]
+    else:
+        n_before = context.table("previous_embeddings", ["item_idx"]).num_rows
+        inputs = {name: context.inputs[f"previous_{name}"] for name in ("knowledge",) if name in context.inputs}
+        before = prepared_knowledge(dataclasses.replace(context, inputs=inputs), fusion, n_before, seed).vectors
+    return dataclasses.replace(prepared, vectors=turned_like(prepared.vectors, before))
