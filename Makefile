@@ -6,9 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STORE ?= .p2rec
+BENCH ?= build/benchmarks
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup run beauty test test-slow lint format typecheck imports bench serve clean
+.PHONY: help setup run beauty test test-slow faults lint format typecheck imports bench bench-quick serve clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-12s %s\n", $$1, $$2}'
@@ -33,6 +34,9 @@ test: setup lint typecheck imports  ## Lint, type check, check the import rules 
 test-slow: setup  ## Run the tests that take long
 	$(BIN)/python -m pytest -m slow
 
+faults: setup  ## Inject faults into stores and count what comes of each
+	$(BIN)/python -m tests.faults
+
 lint: setup  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,11 +51,16 @@ typecheck: setup  ## Check types
 imports: setup  ## Check who imports whom
 	$(BIN)/lint-imports
 
-bench: setup  ## Measure the hot paths side by side with plain ones
-	$(BIN)/python benchmarks/hot_paths.py
+bench: setup  ## Measure beside RecBole, pandas and plain code: a day, and a line of history
+	$(BIN)/python benchmarks/hot_paths.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl
+	$(BIN)/python benchmarks/peers.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl
 
-serve: setup  ## Serve the flows to a local Prefect server
-	$(BIN)/python -m deployments.serve
+bench-quick: setup  ## The same on the embedded sample: minutes
+	$(BIN)/python benchmarks/hot_paths.py --quick --out $(BENCH)
+	$(BIN)/python benchmarks/peers.py --quick --out $(BENCH)
+
+serve: setup  ## Serve the flows, with a Prefect server on this machine and its interface
+	$(BIN)/p2rec serve --store $(STORE)
 
 clean:  ## Remove the virtual environment and caches; the artefact store stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info

@@ -1,61 +1,162 @@
-"""Serve the flows: ``python -m deployments.serve`` (or ``make serve``).
+"""Serve the flows: ``p2rec serve``, ``make serve``.
 
-The process registers the deployments with the Prefect server of the environment (``PREFECT_API_URL``; without one
-Prefect starts a temporary server) and runs what is triggered in the UI, by the API or by the nightly schedule.
+The process registers the deployments with a Prefect server and runs what is triggered in the interface, by the API or
+by a schedule, each in a process of its own. Without a configured server it starts one on this machine, which ends with
+it; the history stays in ``PREFECT_HOME``.
 """
 
+import asyncio
+import contextlib
 import os
-from typing import Any
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
 
-from prefect import serve
+from cyclopts import Parameter
 
-from flows.experiment import experiment
-from flows.pipeline import pipeline, rerun_stage
+from flows.cli.options import DEFAULT_STORE, StoreOption
+from flows.cli.run import server_configured
+from flows.forms import STORE_VARIABLE
+from flows.schedules import Schedule, Scheduled, check_parameters, read_schedules
+from flows.server import AUTHENTICATION_VARIABLE, LOOPBACK, SERVED_BY_VARIABLE, LocalServer, check_address, check_port
 
-SCHEDULE_VARIABLE = "P2REC_NIGHTLY_CRON"
-"""Cron expression (UTC) of the nightly pipeline; unset, nothing is scheduled."""
+PORT = 4200
+"""Port of a server of our own; Prefect's usual one."""
 
-DATASET_VARIABLE = "P2REC_NIGHTLY_DATASET"
-"""Dataset of the nightly pipeline; ``sample`` if unset."""
+HEARTBEAT_S = 30
+"""Seconds between two signs of life of a run; Prefect allows no less."""
+
+LOOKED_AT_EVERY_S = 3.0
+"""Seconds between two looks for runs that are to start."""
+
+TAG = "p2rec"
+"""Tag of every deployment."""
+
+_DESCRIPTIONS: dict[Scheduled, str] = {
+    "pipeline": "All eight stages on a dataset; what is in the store is verified and reused.",
+    "stage": "One stage ad hoc, with or without what depends on it.",
+    "refresh": "Bring a dataset's current snapshot up to date; a quality gate decides whether it is replaced.",
+    "experiment": "Every cell of a matrix of datasets, backbones, arms and seeds that is not in the store.",
+    "report": "The report of an experiment that was run: one page, figures and tables.",
+}
+_FILLED_IN: dict[Scheduled, dict[str, Any]] = {
+    "pipeline": {"dataset": "sample"},
+    "stage": {"dataset": "sample", "stage": "clusters"},
+    "experiment": {"name": "sample"},
+}
 
 
-def deployments() -> list[Any]:
-    """The pipeline, with a nightly schedule where one is set, the rerun of one stage, and experiments.
+def serve(
+    *,
+    store: StoreOption = DEFAULT_STORE,
+    schedules: Annotated[
+        Path | None,
+        Parameter(name="--schedules", env_var="P2REC_SCHEDULES", help="TOML file of [[schedule]] tables."),
+    ] = None,
+    host: Annotated[str, Parameter(name="--host", help="Address of a server of our own.")] = LOOPBACK,
+    port: Annotated[int, Parameter(name="--port", help="Its port.")] = PORT,
+    expose: Annotated[
+        bool, Parameter(name="--expose", negative="", help="Allow an address that others can reach; needs a password.")
+    ] = False,
+    parallel: Annotated[int, Parameter(name="--parallel", help="Runs at a time; others wait.")] = 4,
+) -> None:
+    """Serve every flow, with a Prefect server of our own where none is configured, until interrupted.
 
-    At most one run of each is active: a second one waits.
+    Examples:
+        p2rec serve
+        p2rec serve --schedules schedules.toml
+        PREFECT_SERVER_API_AUTH_STRING=me:secret p2rec serve --host 0.0.0.0 --expose
     """
-    cron = os.environ.get(SCHEDULE_VARIABLE)
-    dataset = os.environ.get(DATASET_VARIABLE, "sample")
+    os.environ[STORE_VARIABLE] = str(store.absolute())
+    os.environ[SERVED_BY_VARIABLE] = str(os.getpid())
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    timed = read_schedules(schedules) if schedules is not None else ()
+    if not server_configured():
+        check_address(host, expose=expose)
+        check_port(host, port)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until Prefect has a handler of its own
+    with _server(host, port) as address:
+        from prefect.runner import Runner
+
+        from deployments.tidy import watch_for_crashes
+
+        made = deployments(timed)
+        runner = Runner(limit=parallel, query_seconds=LOOKED_AT_EVERY_S, heartbeat_seconds=HEARTBEAT_S)
+        for deployment in made:
+            runner.add_deployment(deployment)
+        watch_for_crashes()
+        names = ", ".join(deployment.name for deployment in made)
+        print(f"Deployments: {names}. Interface: {address}. Ctrl-C ends it.", flush=True)  # noqa: T201
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(runner.start())
+
+
+@contextlib.contextmanager
+def _server(host: str, port: int) -> Iterator[str]:
+    """The configured server, or one of our own while the context lasts; gives the address of the interface."""
+    if server_configured():
+        from prefect.settings import PREFECT_UI_URL
+
+        yield str(PREFECT_UI_URL.value())
+        return
+    server = LocalServer(host=host, port=port, interface=True)
+    try:
+        server.wait_until_it_answers()
+        os.environ["PREFECT_API_URL"] = server.api_url
+        if password := os.environ.get(AUTHENTICATION_VARIABLE):
+            os.environ["PREFECT_API_AUTH_STRING"] = password
+        from deployments.tidy import after_a_crash
+
+        after_a_crash()
+        yield server.address
+    finally:
+        server.stop()
+
+
+def deployments(schedules: Iterable[Schedule] = ()) -> list[Any]:
+    """The deployments, as Prefect's runner takes them.
+
+    Args:
+        schedules: When to run which; the same deployment may have several.
+
+    Raises:
+        SettingsError: A schedule's parameters are wrong.
+    """
+    from prefect.schedules import Cron, Interval
+
+    from flows.experiment import experiment
+    from flows.pipeline import pipeline, rerun_stage
+    from flows.refresh import refresh
+    from flows.reporting import report
+
+    flows: Mapping[Scheduled, Any] = {
+        "pipeline": pipeline,
+        "stage": rerun_stage,
+        "refresh": refresh,
+        "experiment": experiment,
+        "report": report,
+    }
+    store = os.environ.get(STORE_VARIABLE)
+    common = {} if store is None else {"store": store}
+    timed: dict[str, list[Any]] = {name: [] for name in flows}
+    for number, schedule in enumerate(schedules, 1):
+        check_parameters(schedule, flows[schedule.deployment], _FILLED_IN.get(schedule.deployment, {}) | common)
+        options: dict[str, Any] = {"parameters": schedule.parameters, "slug": f"schedule-{number}"}
+        if schedule.cron is not None:
+            rhythm = Cron(schedule.cron, timezone=schedule.timezone, **options)
+        else:
+            rhythm = Interval(timedelta(seconds=schedule.interval_s or 0), **options)
+        timed[schedule.deployment].append(rhythm)
     return [
-        pipeline.to_deployment(
-            "pipeline",
-            cron=cron,
-            parameters={"dataset": dataset},
-            concurrency_limit=1,
-            tags=["p2rec"],
-            description="All eight stages on a dataset; what is in the store is verified and reused.",
-        ),
-        rerun_stage.to_deployment(
-            "stage",
-            parameters={"dataset": dataset, "stage": "clusters"},
-            concurrency_limit=1,
-            tags=["p2rec"],
-            description="One stage ad hoc, with or without what depends on it.",
-        ),
-        experiment.to_deployment(
-            "experiment",
-            parameters={"name": "sample"},
-            concurrency_limit=1,
-            tags=["p2rec"],
-            description="Every cell of a matrix of datasets, backbones, arms and seeds that is not in the store.",
-        ),
+        flow.to_deployment(
+            name,
+            schedules=timed[name],
+            paused=False,
+            parameters=_FILLED_IN.get(name, {}) | common,
+            description=_DESCRIPTIONS[name],
+            tags=[TAG],
+        )
+        for name, flow in flows.items()
     ]
-
-
-def main() -> None:
-    """Serve until interrupted."""
-    serve(*deployments())
-
-
-if __name__ == "__main__":
-    main()

@@ -9,7 +9,6 @@ from uuid import UUID
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import (
-    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -18,15 +17,16 @@ from prefect.artifacts import (
 from pydantic import PositiveInt
 
 from flows.definitions import find_definition
+from flows.forms import BackboneName, DatasetName, ExperimentName
 from flows.matrix import failed, prepared_run, report_markdown, report_of, result_rows, threads_each
+from flows.reporting import show_comparison
+from flows.turns import NotOurTurn, WhenBusy, skipped, turn
 from p2rec_core.errors import P2RecError
 from p2rec_core.settings.experiment import ExperimentSettings
 from storage.artefacts import DEFAULT_STORE, Store
 from tasks.experiments import Recorder
 from tasks.matrix_run import MatrixRun, drive
 from tasks.matrix_task import show_cached, start_in_worker
-from tasks.report import report_figures
-from tasks.report import report_markdown as comparison_markdown
 from tasks.results import load_results
 from tasks.worker import WorkerPool
 
@@ -49,14 +49,15 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 @flow(name="experiment", flow_run_name="{name}", persist_result=False)
 def experiment(
-    name: str = "sample",
+    name: ExperimentName = "sample",
     settings: ExperimentSettings | None = None,
-    datasets: list[str] | None = None,
-    backbones: list[str] | None = None,
+    datasets: list[DatasetName] | None = None,
+    backbones: list[BackboneName] | None = None,
     arms: list[str] | None = None,
     seeds: list[int] | None = None,
-    store: Path = DEFAULT_STORE,
     parallel: PositiveInt | None = None,
+    when_busy: WhenBusy = WhenBusy.WAIT,
+    store: Path = DEFAULT_STORE,
 ) -> dict[str, Any]:
     """Compute every cell of an experiment that is not in the store; interrupted, it goes on where it was.
 
@@ -67,21 +68,33 @@ def experiment(
         backbones: Instead of the experiment's own.
         arms: Some of the experiment's own.
         seeds: Instead of the experiment's own.
-        store: Directory of the artefact store.
         parallel: Computations at a time, each in a process of its own; empty takes one for every two cores.
+        when_busy: What to do while another run works on one of the datasets.
+        store: Directory of the artefact store.
 
     Returns:
-        See ``flows.matrix.report_of``.
+        See ``flows.matrix.report_of``; ``{"skipped": reason}`` where the run was skipped.
 
     Raises:
         CellsFailed: Some cells could not be computed; all others are in the store.
         P2RecError: The experiment is wrong as a whole.
     """
-    begun = time.monotonic()
     whole = settings or find_definition(name)
     part = whole.narrowed(datasets=datasets, backbones=backbones, arms=arms, seeds=seeds)
     opened = Store.open(store)
-    run = prepared_run(part, opened, parallel)
+    try:
+        with turn(opened, part.datasets, when_busy):
+            return _experiment(name, whole, part, opened, parallel)
+    except NotOurTurn as reason:
+        return skipped(reason)  # type: ignore[return-value]  # Prefect gives its data to who called the flow
+
+
+def _experiment(
+    name: str, whole: ExperimentSettings, part: ExperimentSettings, store: Store, parallel: int | None
+) -> dict[str, Any]:
+    """Compute what is missing of a part of an experiment, tell of it, and leave the run's artifacts."""
+    begun = time.monotonic()
+    run = prepared_run(part, store, parallel)
     recorder, shown = Recorder(run, whole, name), _ProgressArtifact(part.name)
 
     def looked(run: MatrixRun, changed: bool) -> None:
@@ -91,7 +104,7 @@ def experiment(
         for watcher in _watchers:
             watcher(run)
 
-    with WorkerPool(opened.root, threads_each(part, run.parallel)) as pool:
+    with WorkerPool(store.root, threads_each(part, run.parallel)) as pool:
         drive(
             run,
             cached=show_cached,
@@ -100,7 +113,7 @@ def experiment(
         )
     shown.finish()
     report = report_of(run, recorder.write(), time.monotonic() - begun)
-    _leave_artifacts(report, opened)
+    _leave_artifacts(report, store)
     if run.failures:
         raise failed(run, report)
     return report
@@ -112,18 +125,9 @@ def _leave_artifacts(report: dict[str, Any], store: Store) -> None:
     create_markdown_artifact(report_markdown(report), key="experiment", description=f"{name}: summary")
     create_table_artifact(result_rows(report), key="experiment-results", description=f"{name}: metrics of every cell")
     try:
-        results = load_results(store, name)
-        text, figures = comparison_markdown(results), report_figures(results)
+        show_comparison(load_results(store, name))
     except P2RecError as error:
         get_run_logger().info("no report yet: %s", error)
-        return
-    create_markdown_artifact(text, key="experiment-report", description=f"{name}: comparisons")
-    for figure_name, figure in figures.items():
-        create_image_artifact(
-            figure.data_uri,
-            key=f"figure-{figure_name}".replace("_", "-"),
-            description=f"{name}: {figure.title}. {figure.caption}",
-        )
 
 
 class _ProgressArtifact:

@@ -10,10 +10,13 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
+from flows.forms import DatasetName, GivenSettings, StageName, settled
+from flows.lineage import lineage_rows
 from flows.prepare import chosen_slots, prepared_slots
 from flows.report import RunReport
 from flows.summary import metrics_rows, stage_rows, summary_markdown
-from p2rec_core.settings.pipeline import PipelineSettings
+from flows.turns import NotOurTurn, WhenBusy, skipped, turn
+from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe
 from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
 from storage.snapshots import publish_snapshot
 from tasks.dag import Slot, downstream, upstream
@@ -23,60 +26,84 @@ from tasks.stage import StageResult
 
 @flow(name="pipeline", flow_run_name="{dataset}", persist_result=False)
 def pipeline(
-    dataset: str,
-    settings: PipelineSettings = PipelineSettings(),  # noqa: B008 (frozen)
-    store: Path = DEFAULT_STORE,
+    dataset: DatasetName,
+    profile: Profile = Profile.CPU,
+    recipe: Recipe = Recipe.DEFAULT,
     force: bool = False,
+    when_busy: WhenBusy = WhenBusy.WAIT,
+    store: Path = DEFAULT_STORE,
+    settings: GivenSettings = {},  # noqa: B006 (never changed)
 ) -> dict[str, Any]:
     """Run all eight stages; what is in the store already is verified and reused.
 
     Args:
         dataset: Name of a known or imported dataset.
-        settings: Settings of every stage.
-        store: Directory of the artefact store.
+        profile: Defaults for the machine; without effect on whole settings.
+        recipe: Choices that the method leaves: what was best on validation, or the paper's; without effect on whole
+            settings.
         force: Compute every stage anew.
+        when_busy: What to do while another run works on the dataset.
+        store: Directory of the artefact store.
+        settings: What is to differ from the settings of the dataset; what is left empty stays as it is.
 
     Returns:
-        ``RunReport.to_json``.
+        ``RunReport.to_json``; ``{"skipped": reason}`` where the run was skipped.
     """
     begun = time.monotonic()
     opened = Store.open(store)
-    slots, synthetic = prepared_slots(dataset, settings, opened)
-    results = _run(slots, opened, settings, forced={slot.name for slot in slots} if force else set())
-    return _finish(dataset, synthetic, results, opened, begun)
+    chosen = settled(dataset, settings, profile, recipe)
+    slots, synthetic = prepared_slots(dataset, chosen, opened)
+    try:
+        with turn(opened, [dataset], when_busy):
+            results = _run(slots, opened, chosen, forced={slot.name for slot in slots} if force else set())
+            return _finish(dataset, synthetic, results, opened, begun)
+    except NotOurTurn as reason:
+        return skipped(reason)  # type: ignore[return-value]  # Prefect gives its data to who called the flow
 
 
 @flow(name="stage", flow_run_name="{dataset}: {stage}", persist_result=False)
 def rerun_stage(
-    dataset: str,
-    stage: str,
-    settings: PipelineSettings = PipelineSettings(),  # noqa: B008 (frozen)
-    store: Path = DEFAULT_STORE,
+    dataset: DatasetName,
+    stage: StageName,
+    profile: Profile = Profile.CPU,
+    recipe: Recipe = Recipe.DEFAULT,
     with_downstream: bool = True,
     force: bool = False,
+    when_busy: WhenBusy = WhenBusy.WAIT,
+    store: Path = DEFAULT_STORE,
+    settings: GivenSettings = {},  # noqa: B006 (never changed)
 ) -> dict[str, Any]:
     """Run one stage; what it needs comes from the store, or is computed where it is not there.
 
     Args:
         dataset: Name of a known or imported dataset.
         stage: A stage (``clusters``) or a slot (``recommender.sasrec.p2rec``).
-        settings: Settings of every stage.
-        store: Directory of the artefact store.
+        profile: Defaults for the machine; without effect on whole settings.
+        recipe: Choices that the method leaves: what was best on validation, or the paper's; without effect on whole
+            settings.
         with_downstream: Also run what depends on it, and make the result the current snapshot.
         force: Compute the stage anew even if it is cached.
+        when_busy: What to do while another run works on the dataset.
+        store: Directory of the artefact store.
+        settings: What is to differ from the settings of the dataset; what is left empty stays as it is.
 
     Returns:
-        ``RunReport.to_json``.
+        ``RunReport.to_json``; ``{"skipped": reason}`` where the run was skipped.
     """
     begun = time.monotonic()
     opened = Store.open(store)
-    slots, synthetic = prepared_slots(dataset, settings, opened)
+    whole = settled(dataset, settings, profile, recipe)
+    slots, synthetic = prepared_slots(dataset, whole, opened)
     chosen = chosen_slots(slots, stage)
     forced = chosen if force else set()
-    if with_downstream:
-        results = _run(slots, opened, settings, forced=forced)
-        return _finish(dataset, synthetic, results, opened, begun)
-    results = _run(upstream(slots, chosen), opened, settings, forced=forced)
+    try:
+        with turn(opened, [dataset], when_busy):
+            if with_downstream:
+                results = _run(slots, opened, whole, forced=forced)
+                return _finish(dataset, synthetic, results, opened, begun)
+            results = _run(upstream(slots, chosen), opened, whole, forced=forced)
+    except NotOurTurn as reason:
+        return skipped(reason)  # type: ignore[return-value]  # Prefect gives its data to who called the flow
     affected = sorted({name for slot in chosen for name in downstream(slots, slot)} - chosen)
     if affected:
         get_run_logger().info("not run, as asked: %s; the snapshot stays as it was", ", ".join(affected))
@@ -111,4 +138,5 @@ def _finish(
     create_markdown_artifact(summary_markdown(report), key="summary", description=f"{dataset}: summary")
     create_table_artifact(metrics_rows(report), key="metrics", description=f"{dataset}: metrics")
     create_table_artifact(stage_rows(report), key="stages", description=f"{dataset}: stages")
+    create_table_artifact(lineage_rows(report, store), key="lineage", description=f"{dataset}: what was read and made")
     return report.to_json()

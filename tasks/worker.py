@@ -6,7 +6,6 @@ when its parent dies, however that comes about, and leaves its checkpoint.
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -26,6 +25,7 @@ from p2rec_core.errors import P2RecError
 from p2rec_core.progress import Progress
 from storage.artefacts import ArtefactRef, Store
 from tasks.matrix import Recipe
+from tasks.process import die_with
 from tasks.stage import StageResult, run_stage
 
 PROGRESS_EVERY_S = 0.2
@@ -34,8 +34,6 @@ PROGRESS_EVERY_S = 0.2
 GRACE_S = 5.0
 """Seconds that a worker has to clean up before it is killed."""
 
-_PARENT_LOOKED_AT_EVERY_S = 0.5
-_PR_SET_PDEATHSIG = 1
 _ERRORS = {
     kind.__name__: kind
     for kind in vars(p2rec_core.errors).values()
@@ -228,7 +226,7 @@ def main(parent: int) -> NoReturn:
     Args:
         parent: Process number of the parent.
     """
-    _die_with(parent)
+    die_with(parent)
     # the parent tells when to stop; Ctrl-C reaches the whole group
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -237,20 +235,6 @@ def main(parent: int) -> NoReturn:
         tell = _Answers(answers)
         tell(_carried_out(Order.from_json(json.loads(line)), tell))
     sys.exit(0)
-
-
-def _die_with(parent: int) -> None:
-    """Make sure that this process does not outlive its parent."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_LOOKED_AT_EVERY_S)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _private_streams() -> tuple[IO[bytes], IO[bytes]]:

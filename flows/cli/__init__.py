@@ -18,12 +18,16 @@ TRACEBACK_VARIABLE = "P2REC_TRACEBACK"
 app = App(
     name="p2rec",
     help="P2Rec: user-level LLM fine-tuning for sequential recommendation, as cached stages.",
-    help_epilogue="Exit status: 0 done; 1 other; 2 settings; 3 data; 4 store; 5 model; 130 interrupted.",
+    help_epilogue="Exit status: 0 done; 1 other; 2 settings; 3 data; 4 store; 5 model; 6 refused; 7 unsound; "
+    "130 interrupted.",
     version=lambda: metadata.version("p2rec"),
     version_flags=["--version"],
 )
 app.command("flows.cli.run:run", name="run", help="Run all eight stages on a dataset.")
 app.command("flows.cli.run:stage", name="stage", help="Run one stage ad hoc.")
+app.command("flows.cli.refresh:refresh", name="refresh", help="Bring the current snapshot up to date, with a gate.")
+app.command("flows.cli.refresh:nights", name="nights", help="Cut a dataset into nights to try a refresh with.")
+app.command("deployments.serve:serve", name="serve", help="Serve the flows, with a Prefect server and its interface.")
 app.command("flows.cli.show:show", name="show", help="Show a snapshot: artefacts, lineage, sizes, what a run would do.")
 app.command("flows.cli.show:query", name="query", help="Ask a snapshot with SQL.")
 app.command("flows.cli.show:settings", name="settings", help="List every setting.")
@@ -35,6 +39,7 @@ app.command("flows.cli.snapshots:rollback", name="rollback", help="Go back to th
 app.command("flows.cli.snapshots:pin", name="pin", help="Keep a snapshot from being forgotten.")
 app.command("flows.cli.snapshots:unpin", name="unpin", help="Take the pin of a snapshot back.")
 app.command("flows.cli.snapshots:gc", name="gc", help="Remove what no snapshot and no experiment needs.")
+app.command("flows.cli.doctor:doctor", name="doctor", help="Check the whole store, and mend it.")
 
 app.command("flows.cli.outputs:recommend", name="recommend", help="Recommend items to users, as Parquet.")
 app.command("flows.cli.outputs:neighbours", name="neighbours", help="The items that are most similar to an item.")

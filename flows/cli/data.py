@@ -18,7 +18,7 @@ from storage.artefacts import Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE
 from storage.ingest.item_text import read_item_texts
 from tasks.ingest import ingest_call
-from tasks.sources import find_source, imported_datasets, register
+from tasks.sources import find_source, imported_datasets, one_file, register
 from tasks.stage import StageResult, run_stage
 
 
@@ -72,7 +72,7 @@ def describe(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_j
 
 
 def import_file(
-    path: Annotated[Path, Parameter(help="The file of interactions.")],
+    path: Annotated[Path, Parameter(help="The file of interactions, or a directory of its partitions.")],
     /,
     *,
     name: Annotated[str, Parameter(name="--name", help="Name to give it: a-z 0-9 . _ -")],
@@ -110,7 +110,7 @@ def import_file(
         on_error=on_error,
     )
     opened = Store.open(store)
-    result = _ingest(path, settings, opened, as_json)
+    result = _ingest(one_file(path, format, opened), settings, opened, as_json)
     if item_texts is not None:
         _check_item_texts(item_texts, result, opened)
     register(opened, name, path, settings, item_texts=item_texts)

@@ -17,6 +17,7 @@ from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption
 from flows.cli.run import DryRunOption, quiet_prefect, server_configured
 from flows.definitions import built_in, find_definition
 from flows.matrix import CellsFailed, prepared_run, report_of
+from flows.server import server_for_runs
 from p2rec_core.errors import SettingsError, StoreError
 from p2rec_core.settings.experiment import ExperimentSettings, assigned, experiment_settings
 from storage.artefacts import Store
@@ -215,10 +216,13 @@ def _in_prefect(
 ) -> dict[str, Any]:
     quiet_prefect()
     from flows.experiment import experiment, watching
+    from flows.turns import WhenBusy
 
-    with MatrixView(enabled=not as_json) as view, watching(view):
+    with server_for_runs(), MatrixView(enabled=not as_json) as view, watching(view):
         try:
-            values: dict[str, Any] = experiment(name=words, settings=whole, store=store, parallel=parallel, **parts)
+            values: dict[str, Any] = experiment(
+                name=words, settings=whole, store=store, parallel=parallel, when_busy=WhenBusy.OVERLAP, **parts
+            )
         except CellsFailed as error:
             _tell(error.report, opened, as_json)
             raise

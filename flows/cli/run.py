@@ -23,6 +23,7 @@ from flows.cli.options import (
 from flows.cli.terminal import StageBars, print_plan, print_report
 from flows.prepare import cached_report, chosen_slots, prepared_slots
 from flows.report import RunReport
+from flows.server import server_for_runs
 from p2rec_core.errors import P2RecError
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, pipeline_settings
 from storage.artefacts import ArtefactRef, Store
@@ -69,9 +70,10 @@ def run(
     if report is None:
         quiet_prefect()
         from flows.pipeline import pipeline
+        from flows.turns import WhenBusy
 
-        with StageBars(enabled=not as_json) as bars, listening(bars):
-            values = pipeline(dataset=dataset, settings=settings, store=store, force=force)
+        with server_for_runs(), StageBars(enabled=not as_json) as bars, listening(bars):
+            values = pipeline(dataset=dataset, settings=settings, store=store, force=force, when_busy=WhenBusy.OVERLAP)
         report = RunReport.from_json(values)
     _show(report, opened, as_json)
 
@@ -111,8 +113,9 @@ def stage(
     chosen_slots(slots, name)
     quiet_prefect()
     from flows.pipeline import rerun_stage
+    from flows.turns import WhenBusy
 
-    with StageBars(enabled=not as_json) as bars, listening(bars):
+    with server_for_runs(), StageBars(enabled=not as_json) as bars, listening(bars):
         values = rerun_stage(
             dataset=dataset,
             stage=name,
@@ -120,6 +123,7 @@ def stage(
             store=store,
             with_downstream=downstream,
             force=force,
+            when_busy=WhenBusy.OVERLAP,
         )
     _show(RunReport.from_json(values), opened, as_json)
 
@@ -181,8 +185,6 @@ def quiet_prefect() -> None:
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        # the first start of a server on a slow machine migrates its database
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

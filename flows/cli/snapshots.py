@@ -42,7 +42,7 @@ def snapshots(
     _print_notes(current)
     pins = stored.pinned(opened, dataset)
     rows = [
-        {"number": number, "current": number == current.number, "pinned": number in pins}
+        {"number": number, "current": number == current.number, "pinned": number in pins, "refused": False}
         | _described(opened, dataset, number)
         for number in stored.snapshot_files(opened, dataset)
     ]
@@ -54,7 +54,7 @@ def snapshots(
     for column in ("", "created", "slots", f"test {SELECTED_BY}", "problem"):
         table.add_column(column)
     for row in rows:
-        marks = [mark for mark in ("current", "pinned") if row[mark]]
+        marks = [mark for mark in ("current", "pinned", "refused") if row[mark]]
         slots, headline = row["slots"] or [], row["headline"]
         table.add_row(
             str(row["number"]),
@@ -73,6 +73,7 @@ def _described(store: Store, dataset: str, number: int) -> dict[str, Any]:
     try:
         snapshot = stored.read_snapshot(store, dataset, number)
         row |= {"created_utc": snapshot.created_utc, "slots": list(snapshot.entries)}
+        row["refused"] = bool(stored.refusal_of(snapshot))
         row["headline"] = _headline({slot: store.load(ref) for slot, ref in snapshot.entries.items()})
     except StoreError as error:
         row["problem"] = error.problem

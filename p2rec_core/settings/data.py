@@ -34,10 +34,13 @@ class IngestSettings(Settings):
     """From raw interactions to sequences."""
 
     format: SourceFormat = SourceFormat.SEQUENCES
+    """Layout of the file; that of a known or imported dataset is remembered."""
     user_column: str = Field("user_id", min_length=1)
+    """Column of the users, where the layout has names."""
     item_column: str = Field("item_id", min_length=1)
+    """Column of the items, where the layout has names."""
     timestamp_column: str | None = Field("timestamp", min_length=1)
-    """Null keeps the order of the file."""
+    """Column of the times, where the layout has names. Null keeps the order of the file."""
     min_user_interactions: int = Field(5, ge=1)
     """k-core: users with fewer interactions are dropped, to a fixed point with the items."""
     min_item_interactions: int = Field(5, ge=1)
@@ -45,6 +48,7 @@ class IngestSettings(Settings):
     drop_duplicates: bool = True
     """Drop rows equal in user, item and timestamp (only where there are timestamps), with a count."""
     on_error: OnError = OnError.STRICT
+    """What happens to rows that cannot be read."""
     max_rejected: float = Field(0.01, ge=0, le=1)
     """Part of the rows that quarantine may reject."""
     seed: int = Field(1, ge=0, lt=2**31)

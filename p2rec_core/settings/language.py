@@ -40,12 +40,15 @@ class LanguageModelSettings(Settings):
     revision: str | None = None
     """Commit of the model repository; only for names."""
     dtype: Dtype = Dtype.FLOAT32
+    """Number format of the frozen weights and activations."""
     quantisation: Quantisation = Quantisation.NONE
+    """Width of the frozen weights (CUDA only, needs bitsandbytes)."""
     instruction: str = "User's purchases:"
     """Text before the items; ``{n_clusters}`` stands for K (paper, section 4.1.2)."""
     response: str = "Preferences:"
     """Text after the items."""
     pooling: Pooling = Pooling.MEAN
+    """Which hidden states become the knowledge embedding h."""
     item_text: bool = True
     """Whether the language model reads the items' texts beside the backbone's embeddings, where the dataset has texts;
     the paper's does not."""
@@ -57,8 +60,11 @@ class FinetuneSettings(Settings):
     """User-level supervised fine-tuning (paper, Eq. 2-4)."""
 
     lora_rank: int = Field(8, ge=1, le=1024)
+    """Rank of the LoRA matrices."""
     lora_alpha: float = Field(16, gt=0)
+    """Scale of the LoRA matrices, before it is divided by the rank."""
     lora_dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout of what the LoRA matrices read."""
     lora_targets: tuple[str, ...] | None = None
     """Names of the linear layers that LoRA adapts; null adapts the attention's query and value projections."""
     learning_rate: float = Field(2e-3, gt=0, le=1)
@@ -66,17 +72,21 @@ class FinetuneSettings(Settings):
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     """Part of all steps over which the learning rate rises; it then falls as a cosine."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Norm that a step's gradient is cut to."""
     batch_users: int = Field(64, ge=1)
     """Users in one optimiser step."""
     micro_batch_tokens: int = Field(8192, ge=64)
     """Tokens that go through the model at once; changes memory and speed, not the objective."""
     epochs: int = Field(3, ge=1)
+    """Passes over all users."""
     max_length: int = Field(50, ge=1)
     """Most recent training items of a user that the language model reads."""
     holdout_fraction: float = Field(0.02, ge=0, lt=0.5)
     """Part of the users whose preferences are not trained on; the reconstruction error is reported on them."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass, to save memory."""
     seed: int = Field(1, ge=0, lt=2**31)
+    """Seed of initialisation, order and dropout."""
 
 
 class E4SRecSettings(Settings):
@@ -97,8 +107,11 @@ class E4SRecSettings(Settings):
     pooling: Pooling = Pooling.LAST
     """Which hidden states the head reads; an encoder's last is that of ``[SEP]``."""
     lora_rank: int = Field(16, ge=1, le=1024)
+    """Rank of the LoRA matrices."""
     lora_alpha: float = Field(16, gt=0)
+    """Scale of the LoRA matrices, before it is divided by the rank."""
     lora_dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout of what the LoRA matrices read."""
     lora_targets: tuple[str, ...] | None = None
     """Names of the linear layers that LoRA adapts; null adapts all projections of the feed-forward networks."""
     learning_rate: float = Field(3e-4, gt=0, le=1)
@@ -106,6 +119,7 @@ class E4SRecSettings(Settings):
     warmup_steps: int = Field(100, ge=0)
     """Steps over which the learning rate rises; it then falls as a cosine."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """Norm that a step's gradient is cut to."""
     batch_instances: int = Field(16, ge=1)
     """Instances in one optimiser step."""
     micro_batch_tokens: int = Field(8192, ge=64)
@@ -124,7 +138,9 @@ class E4SRecSettings(Settings):
     drop_empty_history: bool = True
     """Leave out targets with nothing before them; the released code trains on them too."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass, to save memory."""
     seed: int = Field(1, ge=0, lt=2**31)
+    """Seed of initialisation, order and dropout."""
 
 
 class CostSettings(Settings):

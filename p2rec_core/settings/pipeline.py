@@ -1,6 +1,6 @@
 """The settings of a whole pipeline, where they come from, and what is said when one is wrong.
 
-Precedence, later wins: defaults, profile, dataset preset, recipe, configuration file, single assignments.
+Precedence, later wins: defaults, profile, dataset preset, recipe, configuration file, changes, single assignments.
 """
 
 import json
@@ -18,6 +18,7 @@ from p2rec_core.settings.base import Settings
 from p2rec_core.settings.clustering import ClusterSettings
 from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.language import CostSettings, E4SRecSettings, FinetuneSettings, LanguageModelSettings
+from p2rec_core.settings.refresh import RefreshSettings
 from p2rec_core.settings.sequence_model import EncoderSettings, FusionSettings, RecommenderSettings, Variant
 
 
@@ -61,6 +62,7 @@ class RuntimeSettings(Settings):
     """
 
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    """``cpu``, ``cuda``, or one GPU of several, e.g. ``cuda:1``."""
     threads: int = Field(2, ge=1, le=1024)
     """CPU threads of a computation."""
     checkpoint_every_s: float = Field(30.0, ge=0)
@@ -82,11 +84,14 @@ class PipelineSettings(Settings):
     """The new models that are trained with the knowledge embeddings."""
     fusion: FusionSettings = FusionSettings()
     variants: tuple[Variant, ...] = Field((Variant.BASE, Variant.CI, Variant.P2REC), min_length=1)
+    """What is trained and compared."""
     evaluation: EvaluationSettings = EvaluationSettings()
     e4srec: E4SRecSettings = E4SRecSettings()
     """The instance-level baseline that experiments may ask for."""
     cost: CostSettings = CostSettings()
     """The measurement of language-model work that experiments may ask for."""
+    refresh: RefreshSettings = RefreshSettings()
+    """What `p2rec refresh` computes anew, and what a snapshot of it has to hold."""
     runtime: RuntimeSettings = RuntimeSettings()
 
     @field_validator("variants")
@@ -170,6 +175,7 @@ def pipeline_settings(
     profile: Profile = Profile.CPU,
     recipe: Recipe = Recipe.DEFAULT,
     config: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
 ) -> PipelineSettings:
     """Put settings together.
@@ -179,6 +185,7 @@ def pipeline_settings(
         profile: Defaults for the machine.
         recipe: Choices that the method leaves.
         config: TOML file with one table per stage.
+        changes: Nested values, such as a form gives.
         assignments: ``"recommender.encoder.n_layers=1"``; a value is read as JSON, else as text.
 
     Raises:
@@ -187,6 +194,7 @@ def pipeline_settings(
     given: dict[str, Any] = {}
     if config is not None:
         _merge(given, _read_toml(config))
+    _merge(given, changes or {})
     for assignment in assignments:
         _merge(given, _assignment(assignment))
     merged: dict[str, Any] = {}

@@ -17,6 +17,9 @@ from p2rec_core.backbones.registry import DEFAULT_BACKBONE, ENCODERS, encoder_en
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.base import Settings
 
+BACKBONES = tuple(ENCODERS)
+"""Names of the sequence encoders that there are."""
+
 
 class Variant(StrEnum):
     """What a recommender knows of an item beside its id (paper, section 5.2)."""
@@ -53,7 +56,7 @@ class EncoderSettings(Settings):
     null, and giving one a value is an error.
     """
 
-    backbone: str = DEFAULT_BACKBONE
+    backbone: str = Field(DEFAULT_BACKBONE, json_schema_extra={"enum": list(BACKBONES)})
     """Which sequence encoder. The settings beside it have this encoder's defaults; those that it does not read are
     null."""
     hidden_size: int = Field(64, ge=1, le=4096)

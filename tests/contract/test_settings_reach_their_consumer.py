@@ -12,12 +12,14 @@ from pydantic import BaseModel
 
 from p2rec_core.backbones.registry import DEFAULT_BACKBONE, ENCODERS
 from p2rec_core.settings.pipeline import PipelineSettings, RuntimeSettings, validated
+from p2rec_core.settings.refresh import RefreshSettings
 from p2rec_core.settings.sequence_model import EncoderSettings
 from storage.artefacts import ArtefactRef
 from tasks.cost import cost_call
 from tasks.dag import pipeline_slots
 from tasks.e4srec import e4srec_call
 from tasks.e4srec_evaluation import e4srec_evaluation_call
+from tasks.refresh.slots import refresh_plan
 from tasks.sources import TextFile
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +90,7 @@ DEFAULTS = defaults(DEFAULT_BACKBONE)
 SETTINGS = [
     name
     for name, value in leaves(DEFAULTS)
-    if not name.startswith(("runtime.", "e4srec.", "cost."))
+    if not name.startswith(("runtime.", "e4srec.", "cost.", "refresh."))
     and name not in ("variants", "language_model.revision")
     and not (isinstance(value, StrEnum) and len(type(value)) == 1)  # a choice of one cannot be changed
     and not (".encoder." in name and value is None)  # other backbones read these, see below
@@ -237,3 +239,32 @@ def test_a_runtime_setting_is_read_and_enters_no_key(name, source, before):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("runtime")
     }
     assert name in read
+
+
+COMPUTED_BY = {
+    "epochs": {"backbone", "recommender"},
+    "learning_rate_scale": {"backbone", "recommender"},
+    "knowledge_tolerance": {"knowledge"},
+    "gate_metric": {"comparison"},
+    "gate_k": {"comparison"},
+    "gate_seen": {"comparison"},
+}
+"""Settings of the refresh that stages read; the others are the decision's and the gate's."""
+
+
+@pytest.mark.parametrize("name", RefreshSettings.model_fields)
+def test_a_setting_of_the_refresh_is_read_by_it_and_by_no_ordinary_run(name, source, before):
+    after = changed(f"refresh.{name}")
+    assert keys(after, source) == before
+
+    def refreshed(settings: PipelineSettings) -> dict[str, str]:
+        content = {file: hashlib.sha256(file.encode()).hexdigest() for file in (*FILES, "interactions", "users")}
+        refs = {slot.name: ArtefactRef(slot.stage, "0" * 32, content) for slot in pipeline_slots(settings, source)}
+        plan = refresh_plan(settings, source, None, refs)
+        return {slot.name: slot.call(refs).key() for slot in (*plan.first, *plan.untuned)}
+
+    found, others = refreshed(DEFAULTS), refreshed(after)
+    assert {slot.split(".")[0] for slot in found if found[slot] != others[slot]} == COMPUTED_BY.get(name, set())
+    if name not in COMPUTED_BY:
+        text = "".join((ROOT / path).read_text(encoding="utf-8") for path in ("p2rec_core/gate.py", "flows/refresh.py"))
+        assert f"settings.{name}" in text

@@ -173,7 +173,7 @@ def test_gc_keeps_what_snapshots_and_experiments_need(filled: Path) -> None:
     failed(p2rec("gc", "--grace", "0s", *at), 4, "table.json is damaged", "p2rec experiment run table")
     assert store.find("evaluation", "cell") is not None
     kept.write_bytes(content.replace(b"cell", b"call"))
-    failed(p2rec("gc", "--grace", "0s", *at), 4, "table.json is damaged", "its digest is another")
+    failed(p2rec("gc", "--grace", "0s", *at), 4, "table.json is damaged", "its digest should be")
     kept.unlink()
     assert "1 removed" in said("gc", "--grace", "0s", *at)
     assert store.find("evaluation", "cell") is None

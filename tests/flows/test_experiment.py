@@ -156,7 +156,7 @@ def test_what_is_there_is_taken_and_a_new_seed_computes_its_cells_alone(
 def test_built_in_experiments_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("P2REC_DATASETS_DIR", raising=False)
     known = built_in()
-    assert {"ablations", "beauty", "quick", "sample", "table2"} <= known.keys()
+    assert {"ablations", "beauty", "cost", "ml-1m", "quick", "sample", "table2", "yelp"} <= known.keys()
     assert {name for name, definition in known.items() if definition.probes} == {"ablations", "sample"}
     assert len(known["table2"].datasets) * len(known["table2"].backbones) == 12
     for definition in known.values():
@@ -175,7 +175,8 @@ def test_the_deployment_has_a_form(prefect_server: None) -> None:
     deployment = {d.name: d for d in deployments()}["experiment"]
     schema = deployment._parameter_openapi_schema.model_dump()
     assert set(schema["definitions"]["Variant"]["enum"]) >= {"base", "ci", "p2rec"}
-    assert deployment.concurrency_limit == 1
+    assert schema["properties"]["name"]["enum"] == list(built_in())
+    assert "gru4rec" in schema["properties"]["backbones"]["anyOf"][0]["items"]["enum"]
 
 
 # ---------------------------------------------------------------- the command line

@@ -1,5 +1,6 @@
 """The flows on a real Prefect server: what runs, what is reused, and what a person sees."""
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -9,12 +10,15 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
-from deployments.serve import SCHEDULE_VARIABLE, deployments
+from deployments.serve import deployments
+from flows.forms import settled
 from flows.pipeline import pipeline, rerun_stage
 from flows.prepare import cached_report, prepared_slots
 from flows.report import RunReport
+from flows.schedules import Schedule, read_schedules
+from flows.turns import SKIPPED, WhenBusy
 from p2rec_core.errors import DataError, SettingsError
-from p2rec_core.settings.pipeline import PipelineSettings
+from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
 from storage.artefacts import Store
 from storage.snapshots import list_snapshots, read_snapshot
 from tasks.plan import plan
@@ -175,14 +179,85 @@ def test_states_and_artifacts_tell_what_happened(filled: Path, small_settings: P
     assert Artifact.get("stages") is not None
 
 
-def test_deployments_have_typed_forms_and_the_schedule_that_was_set(
-    prefect_server: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(SCHEDULE_VARIABLE, "0 3 * * *")
-    nightly, stage, matrix = deployments()
-    assert (nightly.name, stage.name, matrix.name) == ("pipeline", "stage", "experiment")
-    assert nightly.schedules[0].schedule.cron == "0 3 * * *"
-    assert nightly.concurrency_limit == stage.concurrency_limit == 1
-    definitions = nightly._parameter_openapi_schema.model_dump()["definitions"]
+def test_deployments_have_typed_forms_and_the_schedules_that_were_set(prefect_server: None) -> None:
+    nightly = Schedule(
+        deployment="pipeline", cron="0 3 * * *", timezone="Europe/Berlin", parameters={"dataset": "yelp"}
+    )
+    made = {deployment.name: deployment for deployment in deployments([nightly])}
+    assert made.keys() == {"pipeline", "stage", "refresh", "experiment", "report"}
+    [schedule] = made["pipeline"].schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * *", "Europe/Berlin")
+    assert schedule.parameters == {"dataset": "yelp"}
+    schema = made["pipeline"]._parameter_openapi_schema.model_dump()
+    assert schema["properties"]["dataset"]["enum"] == ["beauty", "ml-1m", "sample", "yelp"]
+    assert schema["properties"]["when_busy"]["default"] == "wait"
+    definitions = schema["definitions"]
     assert definitions["ClusterSettings"]["properties"]["n_clusters"]["minimum"] == 2
     assert definitions["Whitening"]["enum"] == ["none", "standardise", "pca"]
+    assert definitions["EncoderSettings"]["properties"]["backbone"]["enum"] == [
+        "sasrec",
+        "gru4rec",
+        "caser",
+        "fmlp_rec",
+    ]
+    assert {"e4srec", "cost", "refresh"}.isdisjoint(definitions["PipelineSettings"]["properties"])
+    of_refresh = made["refresh"]._parameter_openapi_schema.model_dump()["definitions"]
+    assert "refresh" in of_refresh["PipelineSettings"]["properties"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (
+            {"settings": {"clusters": {"n_clusters": 1}}},
+            "clusters.n_clusters: Input should be greater than or equal",
+        ),
+        ({"datasett": "yelp"}, "datasett"),
+        ({"when_busy": "never"}, "when_busy"),
+    ],
+)
+def test_a_schedule_with_wrong_parameters_is_refused(parameters: dict[str, object], said: str) -> None:
+    with pytest.raises(SettingsError, match=rf"A schedule of pipeline has wrong parameters: .*{said}"):
+        deployments([Schedule(deployment="pipeline", interval_s=60, parameters=parameters)])
+
+
+def test_schedules_are_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "clicks.toml").write_text("[clusters]\nn_clusters = 9\n")
+    path = tmp_path / "schedules.toml"
+    path.write_text('[[schedule]]\ndeployment = "refresh"\ncron = "0 3 * * *"\nconfig = "clicks.toml"\n')
+    assert read_schedules(path)[0].parameters == {"settings": {"clusters": {"n_clusters": 9}}}
+    for text, said in (
+        ('deployment = "refresh"', "give either cron or interval_s"),
+        ('deployment = "backup"\ncron = "0 3 * * *"', "schedule.0.deployment: Input should be"),
+        (
+            'deployment = "report"\ncron = "0 3 * * *"\ntimezone = "Middle/Earth"',
+            "no time zone 'Middle/Earth'",
+        ),
+        ("deployment = refresh", "is not valid TOML"),
+    ):
+        path.write_text(f"[[schedule]]\n{text}\n")
+        with pytest.raises(SettingsError, match=re.escape(said)):
+            read_schedules(path)
+
+
+def test_changes_are_put_onto_the_settings_of_the_dataset(small_settings: PipelineSettings) -> None:
+    assert settled("beauty", small_settings) is small_settings
+    changed = settled("sample", {"recommender": {"encoder": {"backbone": "caser"}}, "clusters": {"n_init": 1}})
+    assert changed == pipeline_settings(
+        dataset="sample", assignments=["recommender.encoder.backbone=caser", "clusters.n_init=1"]
+    )
+    with pytest.raises(SettingsError, match="n_heads = 7 does not divide hidden_size = 48"):
+        settled("sample", {"recommender": {"encoder": {"n_heads": 7}}})
+
+
+def test_a_run_is_skipped_while_another_works_on_its_dataset(filled: Path, small_settings: PipelineSettings) -> None:
+    with Store.open(filled).lock("dataset", "sample"):
+        state = pipeline(
+            dataset="sample", settings=small_settings, store=filled, when_busy=WhenBusy.SKIP, return_state=True
+        )
+        assert (state.name, state.message) == (
+            SKIPPED,
+            "another run works on 'sample', and this one was to be skipped then",
+        )
+        report = pipeline(dataset="sample", settings=small_settings, store=filled, when_busy=WhenBusy.OVERLAP)
+    assert set(outcomes(RunReport.from_json(report)).values()) == {"cached"}

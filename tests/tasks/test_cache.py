@@ -1,13 +1,16 @@
 """What is cached, what is computed again, and that a result never depends on which of the two it was."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from p2rec_core.errors import DataError
 from storage.artefacts import Store
+from storage.garbage import collect
 from tasks.stage import Outcome, StageCall, StageResult, run_stage
 
 
@@ -42,6 +45,15 @@ def test_a_second_run_computes_nothing_and_writes_nothing(copied, driver, photog
     assert_same_content(results, copied)
     assert {name: r.info for name, r in results.items()} == {name: r.info for name, r in copied.results.items()}
     assert photograph(copied.store) == before
+
+
+def test_what_a_run_found_is_not_garbage_while_it_goes_on(copied, driver):
+    then = time.time() - 30 * 86400
+    for path in (copied.store.root, *copied.store.root.rglob("*")):
+        os.utime(path, (then, then))
+    results = driver.run(copied.settings, copied.source, copied.store)
+    assert outcomes(results) == {"cached": set(results)}
+    assert collect(copied.store).removed == ()  # no snapshot refers to any of it yet
 
 
 def test_a_result_survives_json(finished):

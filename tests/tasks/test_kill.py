@@ -2,11 +2,13 @@
 
 import shutil
 import signal
+from datetime import timedelta
 
 import pytest
 
 from p2rec_core.progress import silent
 from storage.artefacts import Store
+from storage.garbage import collect_leftovers
 
 
 @pytest.mark.parametrize(("slot", "kill_at"), [("backbone", 4), pytest.param("finetune", 5, marks=pytest.mark.slow)])
@@ -27,7 +29,7 @@ def test_kill_9_in_the_middle_of_a_training(finished, driver, spawn, as_json, tm
     ref = finished.refs[slot]
     assert store.find(ref.stage, ref.key) is None
     assert (store.workspace_path(ref.stage, ref.key) / "checkpoint.safetensors").exists()
-    assert len(store.leftovers()) == 1  # what was being written; no reader looks there
+    assert len(list(store.staging.iterdir())) == 1  # what was being written; no reader looks there
 
     told: list[int] = []
 
@@ -43,5 +45,5 @@ def test_kill_9_in_the_middle_of_a_training(finished, driver, spawn, as_json, tm
     assert resumed == undisturbed
     assert told[0] > 1  # it did not begin anew
     assert not store.workspace_path(ref.stage, ref.key).exists()
-    assert len(store.collect_garbage(grace_s=0)) == 1
-    assert store.leftovers() == []
+    assert len(collect_leftovers(store, grace=timedelta(0)).removed) == 1
+    assert not list(store.staging.iterdir())

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,16 +20,18 @@ import numpy as np
 import pytest
 
 from p2rec_core.analysis.results import Cell
-from p2rec_core.errors import DataError, P2RecError, SettingsError, StoreError
+from p2rec_core.errors import ArtefactMissing, DataError, P2RecError, SettingsError, StoreError
 from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.progress import silent
 from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.experiment import ExperimentSettings, experiment_settings, read_experiment
 from storage.artefacts import ArtefactRef, Store
+from storage.garbage import Kind, collect, collect_leftovers
 from tasks.estimate import TimeLeft, Walls, duration, remaining_s, time_left, whole_wall
-from tasks.experiments import read_record, record_path
+from tasks.experiments import Recorder, read_record, record_path
 from tasks.matrix import Matrix, Recipe
 from tasks.matrix_run import CellState, MatrixRun
+from tasks.references import experiment_references
 from tasks.results import load_results
 from tasks.sources import register
 from tasks.stage import Outcome, StageResult
@@ -365,6 +368,20 @@ def test_tuning_runs_to_the_end_and_is_recorded(define, store, matrix_driver):
     assert len([name for name in run.results if "recommender" in name]) == 3  # the first seed is a trial already
     facts = load_results(store, "tiny").cells[0].facts
     assert (facts["trials"], facts["chosen"]) == (2, group.chosen)
+    report = collect(store, grace=timedelta(0), references=lambda: experiment_references(store))
+    assert [item.name for item in report.removed if item.kind is Kind.ARTEFACT] == []
+    assert {node for _, node in group.trials} <= MatrixRun(run.matrix, store, parallel=1).looked_up().results.keys()
+
+
+def test_what_garbage_collection_took_from_a_run_is_not_recorded(computed, define, tmp_path):
+    store = Store.open(shutil.copytree(computed[0].root, tmp_path / "store"))
+    record_path(store, "tiny").unlink()
+    experiment = define()
+    found = MatrixRun(Matrix(experiment, store), store, parallel=1).looked_up()
+    assert collect(store, grace=timedelta(0)).removed
+    with pytest.raises(ArtefactMissing, match=r"There is no artefact ingest/\w+ in"):
+        Recorder(found, experiment, "tiny").write()
+    assert not record_path(store, "tiny").exists()
 
 
 # ---------------------------------------------------------------- the record and the results
@@ -452,7 +469,7 @@ def test_a_damaged_record_is_refused_and_replaced_by_the_next_run(computed, defi
     path = record_path(store, "tiny")
     before = path.read_bytes()
     path.write_bytes(before.replace(b'"done"', b'"gone"', 1))
-    with pytest.raises(StoreError, match=r"tiny.json is damaged: its digest is another"):
+    with pytest.raises(StoreError, match=r"tiny.json is damaged: its digest should be"):
         read_record(store, "tiny")
     matrix_driver.run_here(define(arms=ARMS | {"bad": BAD}), store)
     assert path.read_bytes() == before
@@ -602,5 +619,7 @@ def test_killed_at_any_point_and_started_again_it_ends_with_the_same_bytes(defin
     assert contents(disturbed) == contents(undisturbed)
     assert len(contents(undisturbed)) > 20
     assert read_record(disturbed, "tiny").missing() == []
-    disturbed.collect_garbage(grace_s=0)
-    assert disturbed.leftovers() == []
+    for path in disturbed.staging.iterdir():
+        os.utime(path, (0, 0))
+    collect_leftovers(disturbed, grace=timedelta(0))
+    assert not list(disturbed.staging.iterdir())
