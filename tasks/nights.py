@@ -12,7 +12,15 @@ from tasks.sources import find_source
 
 
 def cut_into_nights(
-    dataset: str, store: Store, n_nights: int, *, per_user: int, late_users: float, late_items: float, seed: int
+    dataset: str,
+    store: Store,
+    n_nights: int,
+    *,
+    per_user: int,
+    share: float | None,
+    late_users: float,
+    late_items: float,
+    seed: int,
 ) -> list[bytes]:
     """The files of a beginning and of every night after it, each with all rows up to its night.
 
@@ -21,6 +29,7 @@ def cut_into_nights(
         store: Where imports are registered.
         n_nights: Nights after the beginning.
         per_user: Interactions of a user in a night.
+        share: Part of all interactions that comes in a night, 0…1; None goes by ``per_user``.
         late_users: Part of the users who come late, 0…1.
         late_items: Part of the items that come late, 0…1.
         seed: Of who comes late, and when.
@@ -34,6 +43,7 @@ def cut_into_nights(
         ingest(source.path, **settings.model_dump(mode="json")),
         n_nights,
         per_user=per_user,
+        share=share,
         late_users=late_users,
         late_items=late_items,
         min_rows=settings.min_user_interactions,

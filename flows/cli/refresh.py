@@ -125,6 +125,9 @@ def nights(
     dataset: DatasetOption = "sample",
     n_nights: Annotated[int, Parameter(name=("--nights", "-n"), help="Nights after the beginning.")] = 4,
     per_user: Annotated[int, Parameter(name="--per-user", help="Interactions of a user in a night.")] = 1,
+    share: Annotated[
+        float | None, Parameter(name="--share", help="Part of all interactions in a night, instead of --per-user.")
+    ] = None,
     late_users: Annotated[float, Parameter(name="--late-users", help="Part of the users who come late.")] = 0.05,
     late_items: Annotated[float, Parameter(name="--late-items", help="Part of the items that come late.")] = 0.05,
     seed: Annotated[int, Parameter(name="--seed", help="Of who comes late, and when.")] = 1,
@@ -136,13 +139,14 @@ def nights(
 
     Examples:
         p2rec nights -d sample --to nights
-        p2rec nights -d beauty --nights 3 --to nights
+        p2rec nights -d beauty --nights 14 --share 0.01 --to nights
     """
     tables = cut_into_nights(
         dataset,
         Store.open(store),
         n_nights,
         per_user=per_user,
+        share=share,
         late_users=late_users,
         late_items=late_items,
         seed=seed,

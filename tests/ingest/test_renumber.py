@@ -155,3 +155,17 @@ def test_a_cut_that_leaves_nothing_is_refused(cut):
         nights(result, 0, **CUT)
     with pytest.raises(DataError, match="leave nothing for the beginning"):
         nights(result, 2, **(CUT | {"late_users": 1.0}))
+
+
+def test_a_share_of_all_interactions_comes_each_night(cut):
+    result, _ = cut
+    tables = nights(result, 10, share=0.03, late_users=0.0, late_items=0.0, min_rows=3, seed=2)
+    total = result.interactions.num_rows
+    added = np.diff([table.num_rows for table in tables])
+    assert tables[-1].num_rows == total
+    assert added.sum() == pytest.approx(0.3 * total, rel=0.15)
+    assert (added > 0).all()
+    first = tables[0].group_by("user_id").aggregate([("item_id", "count")])
+    assert min(first["item_id_count"].to_pylist()) >= 3
+    with pytest.raises(DataError, match=r"10 nights of 0\.9 of all"):
+        nights(result, 10, share=0.9, late_users=0.0, late_items=0.0, min_rows=3, seed=2)
