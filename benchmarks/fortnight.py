@@ -2,8 +2,8 @@
 
     python benchmarks/fortnight.py --dataset beauty --config fortnight.toml --out DIRECTORY
 
-The dataset is cut into nights (``p2rec nights``); every night its file grows and ``p2rec refresh`` runs. Then come two
-poisoned nights, a rollback, and a full run on the last night's file in a store of its own. Meanwhile a process reads the
+The dataset is cut into nights (``p2rec nights``); every night its file grows and ``p2rec refresh`` runs. Then come
+two poisoned nights, a rollback, and a full run on the last file in a store of its own. Meanwhile a process reads the
 current snapshot in a loop and checks that its tables belong together.
 """
 
@@ -273,8 +273,8 @@ def markdown(found: dict[str, Any], facts: dict[str, Any]) -> str:
     lines += [f"A night with {p['kind']} was refused: {'; '.join(p['refused'])}." for p in found["poisoned"]]
     readers = found["readers"]
     lines.append(
-        f"Rollback as a command: {found['rollback_s']:.1f} s. {readers['reads']} reads of {readers['snapshots']} snapshots "
-        f"during all of it, {readers['wrong']} of them wrong."
+        f"Rollback as a command: {found['rollback_s']:.1f} s. {readers['reads']} reads of {readers['snapshots']} "
+        f"snapshots during all of it, {readers['wrong']} of them wrong."
     )
     lines += ["", *(f"- {row['night']}: {'; '.join(row['refused']) or row['tuning']}" for row in found["nights"]), ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
