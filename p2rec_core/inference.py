@@ -11,10 +11,11 @@ The directory holds
     config.json         the encoder's backbone and options, max_length, n_items, repeat_bias, where the model comes
                         from, and size and sha256 of the two other files
     model.safetensors   ``item_vectors`` float32 (N, d); ``encoder.*``; ``item_counts`` int64 (N,), how many
-                        interactions each item has
+                        interactions each item has; ``own_bias`` float32 (2,), if repeats were learned
     ids.txt             the owner's identifiers of the items, UTF-8, one a line; line i is row i of ``item_vectors``
 
-A score is the inner product of an item's vector and the state that the encoder gives for a sequence's last item.
+A score is the inner product of an item's vector and the state that the encoder gives for a sequence's last item; to
+that of the last item ``own_bias[0]`` is added, and ``own_bias[1]`` to those of the items before it that were read.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from p2rec_core.recommendation import NO_ITEM, recommendations
 from p2rec_core.recommender import recommender_scorer
 from p2rec_core.repeats import RepeatBias
 from p2rec_core.sequences import RaggedSequences
-from p2rec_core.training.recommender import EncoderShape, load_recommender
+from p2rec_core.training.recommender import OWN_BIAS, EncoderShape, load_recommender
 
 CONFIG, MODEL, IDS = "config.json", "model.safetensors", "ids.txt"
 _FORMAT, _VERSION = "p2rec-recommender", 1
@@ -198,7 +199,7 @@ def recommender_files(
     kept = {
         name: np.ascontiguousarray(array)
         for name, array in tensors.items()
-        if name == "item_vectors" or name.startswith("encoder.")
+        if name in {"item_vectors", OWN_BIAS} or name.startswith("encoder.")
     }
     files = {
         MODEL: safetensors.numpy.save(kept | {"item_counts": item_counts}),

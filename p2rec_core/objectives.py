@@ -7,10 +7,14 @@ is computed at once, while the exponentials are there, and only gradients of the
 With s the target's logit and z the logarithm of the summed exponentials of all *other* logits, the loss of a position
 is softplus(z - s), and its derivative is σ(z - s) times that of z - s: no probability that is nearly one is subtracted
 from one, and nothing underflows. A sample in place of all others changes z alone.
+
+A user's own items may have logits that a learned number is added to (``OwnItems``): that changes a few places of each
+row, and nothing of the size of the logits is kept for it either.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,10 +28,28 @@ _TINY = torch.finfo(torch.float32).tiny
 _LOWEST = torch.finfo(torch.float32).min
 
 
+@dataclass(frozen=True)
+class OwnItems:
+    """The items that stand before each position, whose logits a number is added to.
+
+    Attributes:
+        positions: int64 (M,) position, not descending.
+        items: int64 (M,) zero-based row of the table; an item stands once for a position.
+        kinds: int64 (M,) which number of ``bias`` is added.
+        bias: float32 (kinds,), learned with the rest.
+    """
+
+    positions: Tensor
+    items: Tensor
+    kinds: Tensor
+    bias: Tensor
+
+
 class _FusedCrossEntropy(torch.autograd.Function):
     """Sum of softplus(z + correction - s) over positions, with the gradients computed in the forward pass.
 
-    ``rivals`` int64 (M,) are the rows of the table that z is summed over, without repetition; None takes all.
+    ``rivals`` int64 (M,) are the rows of the table that z is summed over, without repetition; None takes all. ``bias``
+    is that of ``own``, given by itself since autograd looks at arguments that are tensors.
     """
 
     @staticmethod
@@ -35,8 +57,10 @@ class _FusedCrossEntropy(torch.autograd.Function):
         ctx: Any,
         states: Tensor,
         table: Tensor,
+        bias: Tensor | None,
         targets: Tensor,
         rivals: Tensor | None,
+        own: OwnItems | None,
         correction: float,
         chunk: int,
         dtype: torch.dtype,
@@ -44,11 +68,15 @@ class _FusedCrossEntropy(torch.autograd.Function):
         need_states, need_table = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         left, whole = states.detach().to(dtype), table.detach().to(dtype)
         right = whole if rivals is None else whole[rivals]
-        columns = targets if rivals is None else _places(rivals, len(whole))[targets]
+        places = None if rivals is None else _places(rivals, len(whole))
+        columns = targets if places is None else places[targets]
         grad_states = torch.zeros(left.shape, dtype=torch.float32, device=left.device) if need_states else None
         grad_right = torch.zeros(right.shape, dtype=torch.float32, device=left.device) if need_table else None
         vectors = whole[targets].float()
         positive = (left * vectors).sum(1)
+        added = None if own is None else _Added(own, places, targets, chunk, _tile_width(left, len(right)))
+        if added is not None:
+            positive.index_add_(0, added.hits, added.bias[added.hit_kinds])
         missing = torch.empty_like(positive)
         total = positive.new_zeros(())
         # one buffer for all chunks: fresh ones of this size would be mapped, zeroed and unmapped every time
@@ -57,7 +85,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             rows = slice(start, start + chunk)
             part = left[rows]
             tiles = list(_tiles(buffer, len(part), len(right)))
-            largest = _logits(part, right, columns[rows], tiles)
+            largest = _logits(part, right, columns[rows], tiles, None if added is None else added.of(start))
             summed = torch.zeros_like(largest)
             for _, block in tiles:
                 exact = block if dtype == torch.float32 else block.float()
@@ -68,6 +96,8 @@ class _FusedCrossEntropy(torch.autograd.Function):
             total += F.softplus(gap).sum()
             missing[rows] = torch.sigmoid(gap)
             share = (missing[rows] / summed.clamp_min(_TINY))[:, None]
+            if added is not None:
+                added.note(start, tiles, share)
             if grad_states is not None:
                 gradient = grad_states[rows]
                 for items, block in tiles:
@@ -82,8 +112,11 @@ class _FusedCrossEntropy(torch.autograd.Function):
             grad_table = grad_right.new_zeros(table.shape).index_copy_(0, rivals, grad_right)
         if grad_table is not None:
             grad_table.index_add_(0, targets, left * missing[:, None], alpha=-1)
-        ctx.save_for_backward(grad_states, grad_table)
-        ctx.dtypes = states.dtype, table.dtype
+        grad_bias = None
+        if added is not None:
+            grad_bias = added.gradient.index_add(0, added.hit_kinds, missing[added.hits], alpha=-1)
+        ctx.save_for_backward(grad_states, grad_table, grad_bias)
+        ctx.dtypes = states.dtype, table.dtype, torch.float32
         return total
 
     @staticmethod
@@ -92,7 +125,55 @@ class _FusedCrossEntropy(torch.autograd.Function):
             None if gradient is None else (gradient * upstream[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*gradients, None, None, None, None, None)
+        return (*gradients, None, None, None, None, None, None)
+
+
+class _Added:
+    """Where the bias of own items goes, by chunk of positions and tile of items, and its gradient.
+
+    Args:
+        own: The own items.
+        places: int64 (N,) column of each item among the rivals, -1 where it is none; None where all are.
+        targets: int64 (P,) target of each position.
+        chunk: Positions of a chunk.
+        width: Items of a tile.
+    """
+
+    def __init__(self, own: OwnItems, places: Tensor | None, targets: Tensor, chunk: int, width: int) -> None:
+        self.bias = own.bias.detach().float()
+        self.gradient = torch.zeros_like(self.bias)
+        hit = own.items == targets[own.positions]
+        self.hits, self.hit_kinds = own.positions[hit], own.kinds[hit]
+        column = own.items if places is None else places[own.items]
+        # a target is no rival of itself
+        rival = ~hit & (column >= 0)
+        column, position, kind = column[rival], own.positions[rival], own.kinds[rival]
+        self._n_tiles = int(column.max()) // width + 1 if len(column) else 1
+        place = position // chunk * self._n_tiles + column // width
+        order = torch.argsort(place, stable=True)
+        n_places = (len(targets) // chunk + 1) * self._n_tiles
+        starts = torch.searchsorted(place[order], torch.arange(n_places + 1, device=place.device))
+        self._starts = starts.tolist()
+        self._row, self._column, self._kind = (
+            (position % chunk)[order],
+            (column % width)[order],
+            kind[order],
+        )
+        self._chunk = chunk
+
+    def of(self, start: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Per tile of the chunk that begins at a position: rows, columns and what is added."""
+        return [(self._row[s], self._column[s], self.bias[self._kind[s]]) for s in self._slices(start)]
+
+    def note(self, start: int, tiles: list[tuple[slice, Tensor]], share: Tensor) -> None:
+        """Add a chunk's part of the gradient: exponentials of own items times their position's (rows, 1) share."""
+        for (_, block), s in zip(tiles, self._slices(start), strict=False):
+            row = self._row[s]
+            self.gradient.index_add_(0, self._kind[s], block[row, self._column[s]].float() * share[row, 0])
+
+    def _slices(self, start: int) -> list[slice]:
+        first = start // self._chunk * self._n_tiles
+        return [slice(self._starts[k], self._starts[k + 1]) for k in range(first, first + self._n_tiles)]
 
 
 def _places(rivals: Tensor, n_items: int) -> Tensor:
@@ -104,17 +185,30 @@ def _places(rivals: Tensor, n_items: int) -> Tensor:
 
 def _tiles(buffer: Tensor, n_positions: int, n_items: int) -> Iterator[tuple[slice, Tensor]]:
     """Cut items into tiles; with each, its contiguous part of the buffer as (positions, items of the tile)."""
-    width = _CACHED_ITEMS if buffer.device.type == "cpu" else n_items
+    width = _tile_width(buffer, n_items)
     for start in range(0, n_items, width):
         end = min(start + width, n_items)
         yield slice(start, end), buffer[start * n_positions : end * n_positions].view(n_positions, end - start)
 
 
-def _logits(part: Tensor, right: Tensor, columns: Tensor, tiles: list[tuple[slice, Tensor]]) -> Tensor:
+def _tile_width(buffer: Tensor, n_items: int) -> int:
+    return _CACHED_ITEMS if buffer.device.type == "cpu" else max(n_items, 1)
+
+
+def _logits(
+    part: Tensor,
+    right: Tensor,
+    columns: Tensor,
+    tiles: list[tuple[slice, Tensor]],
+    added: list[tuple[Tensor, Tensor, Tensor]] | None,
+) -> Tensor:
     """Write the tiles' logits, with -inf at each position's target, and give the largest of each position."""
     largest = part.new_full((len(part),), _LOWEST, dtype=torch.float32)
-    for items, block in tiles:
+    for tile, (items, block) in enumerate(tiles):
         torch.matmul(part, right[items].T, out=block)
+        if added is not None and tile < len(added):
+            row, column, value = added[tile]
+            block[row, column] = block[row, column] + value.to(block.dtype)
         inside = (columns >= items.start) & (columns < items.stop)
         place = (columns - items.start).clamp(0, block.shape[1] - 1)[:, None]
         block.scatter_(1, place, block.gather(1, place).masked_fill_(inside[:, None], -torch.inf))
@@ -131,24 +225,33 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _fused(
-    states: Tensor, table: Tensor, targets: Tensor, rivals: Tensor | None, correction: float, chunk: int
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    rivals: Tensor | None,
+    own: OwnItems | None,
+    correction: float,
+    chunk: int,
 ) -> Tensor:
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     with torch.autocast(device, enabled=False):
         total: Tensor = _FusedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            states, table, targets, rivals, correction, chunk, dtype
+            states, table, None if own is None else own.bias, targets, rivals, own, correction, chunk, dtype
         )
     return total
 
 
-def catalogue_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, chunk: int = 512) -> Tensor:
+def catalogue_cross_entropy(
+    states: Tensor, table: Tensor, targets: Tensor, *, own: OwnItems | None = None, chunk: int = 512
+) -> Tensor:
     """Cross-entropy of the next item over the whole catalogue, summed over positions.
 
     Args:
         states: (P, d) one state per position to predict from.
         table: (N, d) item vectors without PAD.
         targets: int64 (P,) zero-based rows of ``table``.
+        own: What stands before each position, and what is added to its logits; None adds nothing.
         chunk: Positions whose logits are in memory at once: chunk x N x 4 bytes.
 
     Returns:
@@ -157,11 +260,11 @@ def catalogue_cross_entropy(states: Tensor, table: Tensor, targets: Tensor, *, c
     Source: RecBole's cross-entropy for sequential models (full softmax); the gradient in the forward pass follows
         Hsu et al. (2024), Liger Kernel, section 3.2.
     """
-    return _fused(states, table, targets, None, 0.0, chunk)
+    return _fused(states, table, targets, None, own, 0.0, chunk)
 
 
 def sampled_cross_entropy(
-    states: Tensor, table: Tensor, targets: Tensor, n_negatives: int, *, chunk: int = 512
+    states: Tensor, table: Tensor, targets: Tensor, n_negatives: int, *, own: OwnItems | None = None, chunk: int = 512
 ) -> Tensor:
     """Cross-entropy of the next item estimated from a uniform sample of the catalogue, summed over positions.
 
@@ -174,6 +277,7 @@ def sampled_cross_entropy(
         table: (N, d) item vectors without PAD.
         targets: int64 (P,) zero-based rows of ``table``.
         n_negatives: Items in the sample; drawn without repetition from torch's random numbers.
+        own: What stands before each position, and what is added to its logits; None adds nothing.
         chunk: Positions whose logits are in memory at once: chunk x sample x 4 bytes.
 
     Returns:
@@ -184,4 +288,4 @@ def sampled_cross_entropy(
     """
     n_items = len(table)
     sample = torch.randperm(n_items, device=table.device)[:n_negatives]
-    return _fused(states, table, targets, sample, math.log(n_items / len(sample)), chunk)
+    return _fused(states, table, targets, sample, own, math.log(n_items / len(sample)), chunk)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from p2rec_core.backbones.base import SequenceEncoder
 from p2rec_core.errors import DataError
-from p2rec_core.objectives import catalogue_cross_entropy, sampled_cross_entropy
+from p2rec_core.objectives import OwnItems, catalogue_cross_entropy, sampled_cross_entropy
 from p2rec_core.ranking import Scorer, rank_metrics, ranks_of_users
 from p2rec_core.sequences import (
     RaggedSequences,
@@ -26,18 +26,28 @@ PIECE_POSITIONS = 12_800
 time, not results beyond rounding and dropout."""
 
 
+OWN_LAST, OWN_EARLIER = 0, 1
+"""Places of ``Recommender.own_bias``: what the last item of a sequence gets, and what each item before it gets."""
+
+
 class Recommender(nn.Module):
     """Scores items by the inner product of a user's state and the item's vector.
+
+    Nothing is more like a user's last item than that item, so that inner products alone put it first, whether or not
+    people come back to items. With ``learn_repeats`` two numbers, learned with the rest, are added to the scores of the
+    items that the encoder has just read.
 
     Args:
         item_table: A module whose call gives (N + 1, d), row 0 = PAD and zero.
         encoder: Makes states of item vectors.
+        learn_repeats: Whether the scores of own items get a learned bias.
     """
 
-    def __init__(self, item_table: nn.Module, encoder: SequenceEncoder) -> None:
+    def __init__(self, item_table: nn.Module, encoder: SequenceEncoder, *, learn_repeats: bool = False) -> None:
         super().__init__()
         self.item_table = item_table
         self.encoder = encoder
+        self.own_bias = nn.Parameter(torch.zeros(2)) if learn_repeats else None
 
     def states(self, items: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
         """States after every item, where the encoder is causal.
@@ -62,7 +72,14 @@ class Recommender(nn.Module):
         """Scores of the next item, float32 (B, N); a user without items gets zeros."""
         last = self.final_states(items, lengths, table)
         last = last.masked_fill((lengths == 0)[:, None], 0)
-        return (last @ table[1:].T).float()
+        scores = (last @ table[1:].T).float()
+        if self.own_bias is not None:
+            row, column = (items > 0).nonzero(as_tuple=True)
+            item = items[row, column]
+            kinds = torch.where(item == items[row, lengths[row] - 1], OWN_LAST, OWN_EARLIER)
+            # an item that occurs twice is written twice, with the same value
+            scores[row, item - 1] = scores[row, item - 1] + self.own_bias[kinds]
+        return scores
 
 
 class NextItemObjective:
@@ -147,10 +164,13 @@ class NextItemObjective:
             following = following[predicted]
         else:
             states = self.model.final_states(inputs, lengths - 1, table)
-            following = following[torch.arange(len(items), device=self.device), lengths - 2]
+            rows = torch.arange(len(items), device=self.device)
+            following = following[rows, lengths - 2]
+            predicted = torch.zeros_like(predicted).index_put_((rows, lengths - 2), predicted.new_ones(()))
+        own = None if self.model.own_bias is None else own_items(inputs, predicted, self.model.own_bias)
         if self.n_negatives is not None and self.n_negatives < len(table) - 1:
-            return sampled_cross_entropy(states, table[1:], following - 1, self.n_negatives)
-        return catalogue_cross_entropy(states, table[1:], following - 1)
+            return sampled_cross_entropy(states, table[1:], following - 1, self.n_negatives, own=own)
+        return catalogue_cross_entropy(states, table[1:], following - 1, own=own)
 
     def validate(self) -> dict[str, float]:
         """NDCG@10 and HR@10 of the validation items under ``seen = keep``."""
@@ -159,6 +179,30 @@ class NextItemObjective:
         scorer = recommender_scorer(self.model, self.training, max_length=self.max_length, device=self.device)
         metrics = rank_metrics(ranks_of_users(scorer, self.targets, seen=("keep",))["keep"], (10,))
         return {"NDCG@10": metrics["NDCG", 10], "HR@10": metrics["HR", 10]}
+
+
+def own_items(items: Tensor, at: Tensor, bias: Tensor) -> OwnItems:
+    """The items that a recommender has read at some positions.
+
+    Args:
+        items: int64 (B, L), right-padded with 0.
+        at: bool (B, L), the positions: P of them, in row-major order.
+        bias: (2,), what ``Recommender.own_bias`` is.
+
+    Returns:
+        Every item up to a position once; its last occurrence tells whether it is the last item there.
+    """
+    length = items.shape[1]
+    steps = torch.arange(length, device=items.device)
+    later = (items[:, :, None] == items[:, None, :]) & (steps[None, :] > steps[:, None])
+    # (B, L) where the item of each place occurs next
+    again = torch.where(later.any(2), later.int().argmax(2), length)
+    # (B, position, place)
+    present = (steps[:, None] >= steps) & (again[:, None, :] > steps[:, None]) & (items > 0)[:, None, :]
+    row, position, place = (present & at[:, :, None]).nonzero(as_tuple=True)
+    number = at.flatten().cumsum(0).view_as(items) - 1
+    kinds = torch.where(position == place, OWN_LAST, OWN_EARLIER)
+    return OwnItems(number[row, position], items[row, place] - 1, kinds, bias)
 
 
 def recommender_scorer(

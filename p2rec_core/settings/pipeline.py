@@ -116,7 +116,13 @@ _PROFILES: dict[Profile, dict[str, Any]] = {
 
 _PAPER_RECOMMENDER = {
     "encoder": {"hidden_size": 256},
-    "training": {"learning_rate": 1e-4, "schedule": "constant", "batch_positions": 1024, "max_epochs": 300},
+    "training": {
+        "learning_rate": 1e-4,
+        "schedule": "constant",
+        "batch_positions": 1024,
+        "max_epochs": 300,
+        "learn_repeats": False,
+    },
 }
 _RECIPES: dict[Recipe, dict[str, Any]] = {
     Recipe.DEFAULT: {},

@@ -5,19 +5,21 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from p2rec_core.errors import ModelError
-from p2rec_core.fusion import ClusterTable, IdTable
 from p2rec_core.progress import Progress, silent
-from p2rec_core.recommender import NextItemObjective, Recommender
+from p2rec_core.recommender import Recommender
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.checkpoint import Checkpointer
-from p2rec_core.training.loop import FitSettings, fit, step_seed
-from p2rec_core.training.recommender import EncoderShape, Knowledge, NextItemTraining, TrainedRecommender
-
-_INITIALISATION = (0xFFFF_FFFF, 0)
-"""Place in the seed's stream that no training step uses."""
+from p2rec_core.training.recommender import (
+    EncoderShape,
+    Knowledge,
+    NextItemTraining,
+    TrainedRecommender,
+    new_recommender,
+    trained_recommender,
+)
 
 _PER_ITEM = ("embedding", "knowledge")
 """Last names of the parameters that have a row per item."""
@@ -63,49 +65,18 @@ def continue_recommender(
         ModelError: The other recommender is of another kind, or the loss is not finite.
         DataError: There is nothing to train on.
     """
-    torch.manual_seed(step_seed(training.seed, *_INITIALISATION))
-    built = encoder.build()
-    table: nn.Module
-    if knowledge is not None:
-        table = knowledge.item_table(encoder.hidden_size)
-    elif clusters is not None and n_clusters is not None:
-        table = ClusterTable(clusters, n_clusters, encoder.hidden_size)
-    else:
-        table = IdTable(n_items, encoder.hidden_size)
-    model = Recommender(table, built)
+    model = new_recommender(n_items, encoder, training, clusters=clusters, n_clusters=n_clusters, knowledge=knowledge)
     copy_weights(model, previous, learned)
-    model = model.to(device)
-    objective = NextItemObjective(
+    return trained_recommender(
         model,
         sequences,
-        validation if training.patience is not None else None,
+        validation,
         max_length=encoder.max_length,
-        batch_positions=training.batch_positions,
-        n_negatives=training.n_negatives,
-        seed=training.seed,
-        device=device,
-    )
-    result = fit(
-        model,
-        objective,
-        [{"params": list(model.parameters()), "lr": training.learning_rate, "weight_decay": training.weight_decay}],
-        FitSettings(
-            max_epochs=training.max_epochs,
-            patience=training.patience,
-            metric=None if training.patience is None else "NDCG@10",
-            seed=training.seed,
-            warmup_steps=training.warmup_steps,
-            cosine=training.cosine,
-            autocast=torch.bfloat16 if training.bf16 else None,
-        ),
+        training=training,
         device=device,
         checkpointer=checkpointer,
         progress=progress,
     )
-    with torch.no_grad():
-        item_vectors = model.item_table()[1:].float().cpu()
-    tensors = {name: tensor.numpy() for name, tensor in result.tensors.items()}
-    return TrainedRecommender({"item_vectors": item_vectors.numpy(), **tensors}, result)
 
 
 @torch.no_grad()
@@ -114,7 +85,8 @@ def copy_weights(model: Recommender, previous: Mapping[str, NDArray[np.float32]]
 
     Args:
         model: Takes the weights, on the CPU.
-        previous: ``encoder.*`` and ``item_table.*``; ``item_vectors`` is not read.
+        previous: ``encoder.*``, ``item_table.*`` and, where repeats are learned, ``own_bias``; ``item_vectors`` is not
+            read.
         learned: bool (M,), the items whose rows are copied.
 
     Raises:

@@ -21,6 +21,12 @@ from p2rec_core.training.loop import FitResult, FitSettings, fit, step_seed
 _INITIALISATION = (0xFFFF_FFFF, 0)
 """Place in the seed's stream that no training step uses."""
 
+OWN_BIAS = "own_bias"
+"""Name of the tensor of ``Recommender.own_bias``, where there is one."""
+
+_OWN_BIAS_RATE = 25.0
+"""Learning rate of ``own_bias`` in that of all else: it has some ten nats to go, and Adam goes one rate a step."""
+
 
 @dataclass(frozen=True)
 class EncoderShape:
@@ -68,6 +74,7 @@ class NextItemTraining:
         cosine: Whether the rate falls as a half cosine.
         seed: Seed of initialisation, order and dropout.
         bf16: Whether activations are bfloat16.
+        learn_repeats: Whether the scores of own items get a learned bias, see ``Recommender``.
     """
 
     learning_rate: float
@@ -80,6 +87,7 @@ class NextItemTraining:
     cosine: bool
     seed: int
     bf16: bool = False
+    learn_repeats: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ class TrainedRecommender:
 
     Attributes:
         tensors: float32 arrays by name: ``item_vectors`` (N, d), the fused item table without PAD; ``encoder.*``,
-            the encoder; ``item_table.*``, the table's trainable parts.
+            the encoder; ``item_table.*``, the table's trainable parts; ``own_bias`` (2,), where repeats are learned.
         fit: Learning curve and cursor of the training.
     """
 
@@ -184,29 +192,77 @@ def train_recommender(
         DataError: There is nothing to train on.
         ModelError: The loss is not finite.
     """
+    model = new_recommender(n_items, encoder, training, clusters=clusters, n_clusters=n_clusters, knowledge=knowledge)
+    return trained_recommender(
+        model,
+        sequences,
+        validation,
+        max_length=encoder.max_length,
+        training=training,
+        device=device,
+        checkpointer=checkpointer,
+        progress=progress,
+    )
+
+
+def new_recommender(
+    n_items: int,
+    encoder: EncoderShape,
+    training: NextItemTraining,
+    *,
+    clusters: NDArray[np.int32] | None,
+    n_clusters: int | None,
+    knowledge: Knowledge | None,
+) -> Recommender:
+    """A recommender that has learned nothing yet; arguments and errors as of ``train_recommender``."""
     torch.manual_seed(step_seed(training.seed, *_INITIALISATION))
     built = encoder.build()
+    table: nn.Module
     if knowledge is not None:
         table = knowledge.item_table(encoder.hidden_size)
     elif clusters is not None and n_clusters is not None:
         table = ClusterTable(clusters, n_clusters, encoder.hidden_size)
     else:
         table = IdTable(n_items, encoder.hidden_size)
-    model = Recommender(table, built).to(device)
+    return Recommender(table, built, learn_repeats=training.learn_repeats)
+
+
+def trained_recommender(
+    model: Recommender,
+    sequences: RaggedSequences,
+    validation: NDArray[np.int32] | None,
+    *,
+    max_length: int,
+    training: NextItemTraining,
+    device: torch.device,
+    checkpointer: Checkpointer | None,
+    progress: Progress,
+) -> TrainedRecommender:
+    """Train a recommender from where it stands; arguments and errors as of ``train_recommender``."""
+    model = model.to(device)
     objective = NextItemObjective(
         model,
         sequences,
         validation if training.patience is not None else None,
-        max_length=encoder.max_length,
+        max_length=max_length,
         batch_positions=training.batch_positions,
         n_negatives=training.n_negatives,
         seed=training.seed,
         device=device,
     )
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [parameter for name, parameter in model.named_parameters() if name != OWN_BIAS],
+            "lr": training.learning_rate,
+            "weight_decay": training.weight_decay,
+        }
+    ]
+    if model.own_bias is not None:
+        groups.append({"params": [model.own_bias], "lr": training.learning_rate * _OWN_BIAS_RATE})
     result = fit(
         model,
         objective,
-        [{"params": list(model.parameters()), "lr": training.learning_rate, "weight_decay": training.weight_decay}],
+        groups,
         FitSettings(
             max_epochs=training.max_epochs,
             patience=training.patience,
@@ -253,4 +309,8 @@ def load_recommender(
             remedy="Load them with the settings in the artefact's manifest.",
         ) from error
     table = FixedTable(torch.from_numpy(tensors["item_vectors"].copy()))
-    return Recommender(table, built).to(device).eval()
+    model = Recommender(table, built, learn_repeats=OWN_BIAS in tensors)
+    if model.own_bias is not None:
+        with torch.no_grad():
+            model.own_bias.copy_(torch.from_numpy(tensors[OWN_BIAS].copy()))
+    return model.to(device).eval()

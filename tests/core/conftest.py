@@ -83,6 +83,7 @@ TRAINING = {
     "warmup_steps": 3,
     "cosine": True,
     "seed": 5,
+    "learn_repeats": False,
 }
 
 
