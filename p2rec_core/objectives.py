@@ -8,8 +8,8 @@ With s the target's logit and z the logarithm of the summed exponentials of all 
 is softplus(z - s), and its derivative is σ(z - s) times that of z - s: no probability that is nearly one is subtracted
 from one, and nothing underflows. A sample in place of all others changes z alone.
 
-A user's own items may have logits that a learned number is added to (``OwnItems``): that changes a few places of each
-row, and nothing of the size of the logits is kept for it either.
+A user's own items may have logits that a learned number is added to (``OwnItemBias``): that changes a few places of
+each row, and nothing of the size of the logits is kept for it either.
 """
 
 import math
@@ -29,7 +29,7 @@ _LOWEST = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
-class OwnItems:
+class OwnItemBias:
     """The items that stand before each position, whose logits a number is added to.
 
     Attributes:
@@ -60,7 +60,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         rivals: Tensor | None,
-        own: OwnItems | None,
+        own: OwnItemBias | None,
         correction: float,
         chunk: int,
         dtype: torch.dtype,
@@ -139,7 +139,7 @@ class _Added:
         width: Items of a tile.
     """
 
-    def __init__(self, own: OwnItems, places: Tensor | None, targets: Tensor, chunk: int, width: int) -> None:
+    def __init__(self, own: OwnItemBias, places: Tensor | None, targets: Tensor, chunk: int, width: int) -> None:
         self.bias = own.bias.detach().float()
         self.gradient = torch.zeros_like(self.bias)
         hit = own.items == targets[own.positions]
@@ -229,7 +229,7 @@ def _fused(
     table: Tensor,
     targets: Tensor,
     rivals: Tensor | None,
-    own: OwnItems | None,
+    own: OwnItemBias | None,
     correction: float,
     chunk: int,
 ) -> Tensor:
@@ -243,7 +243,7 @@ def _fused(
 
 
 def catalogue_cross_entropy(
-    states: Tensor, table: Tensor, targets: Tensor, *, own: OwnItems | None = None, chunk: int = 512
+    states: Tensor, table: Tensor, targets: Tensor, *, own: OwnItemBias | None = None, chunk: int = 512
 ) -> Tensor:
     """Cross-entropy of the next item over the whole catalogue, summed over positions.
 
@@ -264,7 +264,13 @@ def catalogue_cross_entropy(
 
 
 def sampled_cross_entropy(
-    states: Tensor, table: Tensor, targets: Tensor, n_negatives: int, *, own: OwnItems | None = None, chunk: int = 512
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    n_negatives: int,
+    *,
+    own: OwnItemBias | None = None,
+    chunk: int = 512,
 ) -> Tensor:
     """Cross-entropy of the next item estimated from a uniform sample of the catalogue, summed over positions.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from p2rec_core.backbones.base import SequenceEncoder
 from p2rec_core.errors import DataError
-from p2rec_core.objectives import OwnItems, catalogue_cross_entropy, sampled_cross_entropy
+from p2rec_core.objectives import OwnItemBias, catalogue_cross_entropy, sampled_cross_entropy
 from p2rec_core.ranking import Scorer, rank_metrics, ranks_of_users
 from p2rec_core.sequences import (
     RaggedSequences,
@@ -181,7 +181,7 @@ class NextItemObjective:
         return {"NDCG@10": metrics["NDCG", 10], "HR@10": metrics["HR", 10]}
 
 
-def own_items(items: Tensor, at: Tensor, bias: Tensor) -> OwnItems:
+def own_items(items: Tensor, at: Tensor, bias: Tensor) -> OwnItemBias:
     """The items that a recommender has read at some positions.
 
     Args:
@@ -202,7 +202,7 @@ def own_items(items: Tensor, at: Tensor, bias: Tensor) -> OwnItems:
     row, position, place = (present & at[:, :, None]).nonzero(as_tuple=True)
     number = at.flatten().cumsum(0).view_as(items) - 1
     kinds = torch.where(position == place, OWN_LAST, OWN_EARLIER)
-    return OwnItems(number[row, position], items[row, place] - 1, kinds, bias)
+    return OwnItemBias(number[row, position], items[row, place] - 1, kinds, bias)
 
 
 def recommender_scorer(

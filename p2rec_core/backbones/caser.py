@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2rec_core.backbones.base import SequenceEncoder
+from p2rec_core.dropout import Dropout
 
 
 class Caser(SequenceEncoder):
@@ -41,7 +42,7 @@ class Caser(SequenceEncoder):
         self.window = window
         self.horizontal = nn.ModuleList(nn.Conv1d(hidden_size, n_horizontal, height) for height in range(1, window + 1))
         self.vertical = nn.Linear(window, n_vertical)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.inner = nn.Linear(n_vertical * hidden_size + n_horizontal * window, hidden_size)
         self.outer = nn.Linear(hidden_size, hidden_size)
         for layer in (self.inner, self.outer):

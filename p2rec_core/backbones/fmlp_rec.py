@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2rec_core.backbones.base import INIT_STD, SequenceEncoder, initialise, left_padded
+from p2rec_core.dropout import Dropout
 
 
 class FMLPRec(SequenceEncoder):
@@ -36,7 +37,7 @@ class FMLPRec(SequenceEncoder):
         super().__init__(hidden_size=hidden_size, max_length=max_length)
         self.position = nn.Embedding(max_length, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(FilterBlock(hidden_size, inner_size, dropout, max_length) for _ in range(n_layers))
         self.apply(initialise)
 
@@ -62,7 +63,7 @@ class FilterBlock(nn.Module):
         self.inner = nn.Linear(hidden_size, inner_size)
         self.outer = nn.Linear(inner_size, hidden_size)
         self.output_norm = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, *, last_only: bool = False) -> Tensor:
         """Rows (B, L, d) → (B, L, d), or their last place only, (B, d)."""

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from p2rec_core.backbones.base import SequenceEncoder
+from p2rec_core.dropout import Dropout
 
 
 class GRU4Rec(SequenceEncoder):
@@ -26,7 +27,7 @@ class GRU4Rec(SequenceEncoder):
 
     def __init__(self, *, hidden_size: int, inner_size: int, dropout: float, max_length: int) -> None:
         super().__init__(hidden_size=hidden_size, max_length=max_length)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gru = nn.GRU(hidden_size, inner_size, bias=False, batch_first=True)
         self.output = nn.Linear(inner_size, hidden_size)
         for weight in self.gru.parameters():

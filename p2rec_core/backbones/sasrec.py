@@ -1,9 +1,11 @@
 """SASRec: causal self-attention over the item sequence."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2rec_core.backbones.base import SequenceEncoder, initialise
+from p2rec_core.dropout import Dropout, dropout
 
 
 class SASRec(SequenceEncoder):
@@ -31,7 +33,7 @@ class SASRec(SequenceEncoder):
         super().__init__(hidden_size=hidden_size, max_length=max_length)
         self.position = nn.Embedding(max_length, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(hidden_size, n_heads, inner_size, dropout) for _ in range(n_layers))
         self.apply(initialise)
 
@@ -55,16 +57,25 @@ class _Block(nn.Module):
         self.inner = nn.Linear(hidden_size, inner_size)
         self.outer = nn.Linear(inner_size, hidden_size)
         self.output_norm = nn.LayerNorm(hidden_size, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         n_rows, length, width = x.shape
         # (B, L, 3d) -> 3 x (B, heads, L, d / heads)
         q, k, v = self.qkv(x).view(n_rows, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        rate = self.rate if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
+        attended = _attended(q, k, v, self.rate if self.training else 0.0)
         attended = attended.transpose(1, 2).reshape(n_rows, length, width)
         x = self.attention_norm(x + self.dropout(self.out(attended)))
         transformed: Tensor = self.outer(F.gelu(self.inner(x)))
         normed: Tensor = self.output_norm(x + self.dropout(transformed))
         return normed
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
+    """Causal attention of queries, keys and values (B, heads, L, d / heads) with dropout of its weights."""
+    if rate == 0 or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=True)
+    # torch has no fused form with dropout on a CPU
+    future = torch.full((q.shape[-2], q.shape[-2]), -torch.inf, dtype=q.dtype).triu(1)
+    weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + future).softmax(dim=-1)
+    return dropout(weights, rate) @ v

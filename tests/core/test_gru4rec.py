@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from p2rec_core.backbones.gru4rec import GRU4Rec
+from p2rec_core.dropout import dropout
 
 D, INNER, LENGTH = 10, 14, 9
 
 
-def make_gru4rec(dropout: float = 0.3) -> GRU4Rec:
+def make_gru4rec(rate: float = 0.3) -> GRU4Rec:
     torch.manual_seed(3)
-    model = GRU4Rec(hidden_size=D, inner_size=INNER, dropout=dropout, max_length=LENGTH)
+    model = GRU4Rec(hidden_size=D, inner_size=INNER, dropout=rate, max_length=LENGTH)
     # far from the initial values, so that the gates are where they are not linear
     with torch.no_grad():
         for parameter in model.parameters():
@@ -82,13 +83,13 @@ def test_initial_values_are_recboles():
 
 
 def test_dropout_is_of_item_vectors_and_for_training_only():
-    model = make_gru4rec(dropout=0.5)
+    model = make_gru4rec(rate=0.5)
     vectors, lengths = torch.ones(1, 1, D), torch.tensor([1])
     torch.testing.assert_close(model(vectors, lengths), model(vectors, lengths), rtol=0, atol=0)
     model.train()
     torch.manual_seed(0)
     dropped = model(vectors, lengths)
     torch.manual_seed(0)
-    seen = torch.nn.functional.dropout(vectors, 0.5)
+    seen = dropout(vectors, 0.5)
     assert 0 < (seen == 0).sum() < D
     torch.testing.assert_close(dropped, model.eval()(seen, lengths))

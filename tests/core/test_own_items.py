@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from p2rec_core.backbones.base import make_encoder
 from p2rec_core.fusion import IdTable
-from p2rec_core.objectives import OwnItems, catalogue_cross_entropy, sampled_cross_entropy
+from p2rec_core.objectives import OwnItemBias, catalogue_cross_entropy, sampled_cross_entropy
 from p2rec_core.recommender import OWN_EARLIER, OWN_LAST, NextItemObjective, Recommender, own_items, recommender_scorer
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.recommender import load_recommender
@@ -26,7 +26,7 @@ def case(kinds_of_items=None):
     # targets that are own items, of both kinds and of neither
     kinds[torch.arange(N_POSITIONS), targets] = torch.arange(N_POSITIONS) % 3 - 1
     positions, items = (kinds >= 0).nonzero(as_tuple=True)
-    own = OwnItems(positions, items, kinds[positions, items], bias)
+    own = OwnItemBias(positions, items, kinds[positions, items], bias)
     return states, table, targets, own, kinds
 
 
@@ -73,7 +73,7 @@ def test_sampled_loss_and_gradients_are_those_of_plain_logits(tile, monkeypatch)
 
 def test_no_own_items_change_nothing():
     states, table, targets, own, _ = case()
-    none = OwnItems(own.positions[:0], own.items[:0], own.kinds[:0], own.bias)
+    none = OwnItemBias(own.positions[:0], own.items[:0], own.kinds[:0], own.bias)
     with_none = catalogue_cross_entropy(states, table, targets, own=none)
     assert with_none.item() == catalogue_cross_entropy(states, table, targets).item()
     with_none.backward()
@@ -112,9 +112,11 @@ def test_the_loss_is_that_of_the_scores_that_rank(backbone):
     )
     with torch.no_grad():
         loss = sum(float(objective.loss(batch)) for step in objective.steps(0) for batch in step)
-    prefixes = [sequences.items[o : o + k] for o, n in zip(sequences.offsets, lengths, strict=False) for k in range(1, n)]
+    prefixes = [
+        sequences.items[o : o + k] for o, n in zip(sequences.offsets, lengths, strict=False) for k in range(1, n)
+    ]
     following = [sequences.items[o + k] for o, n in zip(sequences.offsets, lengths, strict=False) for k in range(1, n)]
-    history = RaggedSequences(np.concatenate(prefixes), np.cumsum([0, *map(len, prefixes)]))
+    history = RaggedSequences(np.concatenate(prefixes).astype(np.int32), np.cumsum([0, *map(len, prefixes)]))
     scorer = recommender_scorer(model, history, max_length=5, device=torch.device("cpu"))
     scores = scorer.score(np.arange(len(history)))
     expected = F.cross_entropy(scores, torch.tensor(following).long() - 1, reduction="sum")
