@@ -30,6 +30,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--load-dataset", choices=DATASETS, help="to load")
     parser.add_argument("--users", type=int, help="keep the first so many users of a data set")
     parser.add_argument("--epochs", type=int, help="epochs of RecBole; its NDCG@10 after the last is the goal")
+    parser.add_argument("--our-epochs", type=int, help="break P2Rec's training off after so many epochs")
     parser.add_argument("--rounds", type=int, help="pairs of runs of load and evaluate")
     parser.add_argument("--train-rounds", type=int, default=1, help="runs of RecBole's training")
     parser.add_argument("--caser-length", type=int, help="how far back RecBole's Caser reads; as far as P2Rec's")
@@ -59,8 +60,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for what in ("threads", "epochs", "rounds", "train_rounds", "caser_length"):
         if getattr(options, what) < 1:
             parser.error(f"--{what.replace('_', '-')} is {getattr(options, what)}; it has to be 1 or more")
-    if options.users is not None and options.users < 1:
-        parser.error(f"--users is {options.users}; it has to be 1 or more")
+    for what in ("users", "our_epochs"):
+        if getattr(options, what) is not None and getattr(options, what) < 1:
+            parser.error(f"--{what.replace('_', '-')} is {getattr(options, what)}; it has to be 1 or more")
     if options.threads > len(cores()):
         parser.error(f"--threads is {options.threads}, but there are {len(cores())} cores")
     for millions in options.ingest_millions:
