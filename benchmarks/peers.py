@@ -41,6 +41,7 @@ SHOWN = (
     "train_rounds",
     "caser_length",
     "ingest_millions",
+    "clock",
     "threads",
 )
 """Options that decide what is measured."""

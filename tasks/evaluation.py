@@ -1,6 +1,6 @@
 """Stage 8: full-ranking evaluation of a recommender, or of the rows that learn nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ def no_learning_call(settings: EvaluationSettings, *, ingest: ArtefactRef) -> St
 
 
 def evaluate(
-    context: StageContext, settings: EvaluationSettings, rankings: "dict[tuple[str, str], Ranking]"
+    context: StageContext, settings: EvaluationSettings, rankings: "Mapping[tuple[str, str], Ranking]"
 ) -> dict[str, Any]:
     """Rank both splits in every way and write ``user_ranks`` and ``metrics``.
 

@@ -149,6 +149,7 @@ class UserObjective:
             n_prompt_tokens=self.model.n_prompt_tokens,
             max_tokens=self.micro_batch_tokens,
             device=self.model.table.device,
+            packed=self.model.packs,
         )
 
     def _predict(self, users: NDArray[np.int64]) -> list[tuple[Tensor, Tensor]]:
