@@ -8,6 +8,7 @@ seconds over P2Rec's. See docs/how-to/benchmark.md.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from catalogue_paths import catalogue_rows
+from clock import CLOCKS, VARIABLE
 from interactions import datasets_directory, written
 from language_paths import MODELS, case, finetune_row, knowledge_row
 from machine_limits import limits
@@ -45,6 +47,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--users", type=int, help="how many of them")
     parser.add_argument("--pipeline-dataset", choices=DATASETS, default="sample", help="to run the pipeline on")
     parser.add_argument("--rounds", type=int, help="pairs of measurements")
+    parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0], help="seconds on the wall, or of the cores")
     parser.add_argument("--threads", type=int, help="threads and cores of either side; all of them unless named")
     options = parser.parse_args(arguments)
     real = datasets_directory() is not None and not options.quick
@@ -53,6 +56,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         options.users = 64 if options.quick else 512
     if options.rounds is None:
         options.rounds = 1 if options.quick else 3
+    os.environ[VARIABLE] = options.clock  # this process and all that it starts
     options.parts = options.parts.split(",")
     if options.threads is None:
         options.threads = len(cores())
@@ -97,7 +101,7 @@ def measure(options: argparse.Namespace) -> Report:
     """Measure everything that was asked for; the report is saved after every part."""
     keep_to(options.threads)
     prepared_device("cpu", options.threads)
-    shown = ("parts", "dataset", "users", "pipeline_dataset", "rounds", "threads")
+    shown = ("parts", "dataset", "users", "pipeline_dataset", "rounds", "clock", "threads")
     facts = run_facts("hot_paths.py", options, shown)
     report = Report("paths", "P2Rec's hot paths beside plain ones", "plain", facts, None, [], {})
     if "limits" in options.parts:

@@ -55,12 +55,23 @@ class Case:
     preferences: NDArray[np.float32]
     settings: FinetuneSettings
 
-    def model(self) -> PreferenceLanguageModel:
-        """The untuned model."""
+    def model(self, *, packed: bool = True) -> PreferenceLanguageModel:
+        """The untuned model.
+
+        Args:
+            packed: See ``ItemLanguageModel``; the plain loops pad.
+        """
         chosen = self.settings.model_dump(include={"lora_rank", "lora_alpha", "lora_dropout", "seed"})
         trained = np.ones(len(self.embeddings), bool)
         return PreferenceLanguageModel(
-            self.language_model, self.prompt, self.embeddings, trained, N_CLUSTERS, pooling=self.pooling, **chosen
+            self.language_model,
+            self.prompt,
+            self.embeddings,
+            trained,
+            N_CLUSTERS,
+            pooling=self.pooling,
+            packed=packed,
+            **chosen,
         )
 
     @property
@@ -160,7 +171,7 @@ def plain_finetune(case: Case) -> float:
         Mean squared error summed over clusters, seen while training.
     """
     settings = case.settings
-    model = case.model().train()
+    model = case.model(packed=False).train()
     sequences = Sequences(case.sequences.items, case.sequences.offsets, settings.max_length)
     training, held_out = split_users(sequences.lengths, 0.0, settings.seed)
     steps = UserObjective(
@@ -220,7 +231,7 @@ def knowledge_row(case: Case, n_items: int, rounds: int) -> Row:
         n_items: Items to embed.
         rounds: Rounds that count.
     """
-    model = case.model().eval()
+    model, plain_model = case.model().eval(), case.model(packed=False).eval()
     n_items = min(n_items, len(case.embeddings))
     items = np.arange(1, n_items + 1)
 
@@ -228,7 +239,7 @@ def knowledge_row(case: Case, n_items: int, rounds: int) -> Row:
     def plain() -> None:
         for start in range(0, n_items, PLAIN_BATCH):
             batch = items[start : start + PLAIN_BATCH]
-            plain_forward(model, [torch.tensor([item]) for item in batch]).softmax(-1)
+            plain_forward(plain_model, [torch.tensor([item]) for item in batch]).softmax(-1)
 
     timed = in_turn(lambda: item_knowledge(model, items), plain, rounds)
     n_prompt = case.prompt.n_tokens

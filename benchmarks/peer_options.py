@@ -1,10 +1,12 @@
 """The command line of peers.py."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clock import CLOCKS, VARIABLE
 from interactions import datasets_directory
 from run_facts import cores
 
@@ -30,10 +32,12 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--load-dataset", choices=DATASETS, help="to load")
     parser.add_argument("--users", type=int, help="keep the first so many users of a data set")
     parser.add_argument("--epochs", type=int, help="epochs of RecBole; its NDCG@10 after the last is the goal")
+    parser.add_argument("--our-epochs", type=int, help="break P2Rec's training off after so many epochs")
     parser.add_argument("--rounds", type=int, help="pairs of runs of load and evaluate")
     parser.add_argument("--train-rounds", type=int, default=1, help="runs of RecBole's training")
     parser.add_argument("--caser-length", type=int, help="how far back RecBole's Caser reads; as far as P2Rec's")
     parser.add_argument("--ingest-millions", help="millions of drawn interactions to ingest, such as 1,3,10")
+    parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0], help="seconds on the wall, or of the cores")
     parser.add_argument("--threads", type=int, help="threads and cores of either side; all of them unless named")
     parser.add_argument("--peer-environment", type=Path, default=ENVIRONMENT, help="where RecBole is installed")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter to make that with")
@@ -46,6 +50,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.rounds is None:
         options.rounds = 2 if options.quick else 4
     options.backbones = (options.backbones or ("sasrec" if options.quick else ",".join(BACKBONES))).split(",")
+    os.environ[VARIABLE] = options.clock  # this process and all that it starts
     options.parts = options.parts.split(",")
     options.ingest_millions = (options.ingest_millions or ("0.1" if options.quick else "1,3,10")).split(",")
     if options.caser_length is None:
@@ -59,8 +64,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     for what in ("threads", "epochs", "rounds", "train_rounds", "caser_length"):
         if getattr(options, what) < 1:
             parser.error(f"--{what.replace('_', '-')} is {getattr(options, what)}; it has to be 1 or more")
-    if options.users is not None and options.users < 1:
-        parser.error(f"--users is {options.users}; it has to be 1 or more")
+    for what in ("users", "our_epochs"):
+        if getattr(options, what) is not None and getattr(options, what) < 1:
+            parser.error(f"--{what.replace('_', '-')} is {getattr(options, what)}; it has to be 1 or more")
     if options.threads > len(cores()):
         parser.error(f"--threads is {options.threads}, but there are {len(cores())} cores")
     for millions in options.ingest_millions:

@@ -48,11 +48,13 @@ class Sides:
         peer_interpreter: Interpreter of RecBole's environment.
         threads: Threads of either side.
         caser_length: RecBole's maximum length for Caser; its filters reach as far back.
+        last_epoch: Epoch after which P2Rec's training is broken off; None trains to the end of the recipe.
     """
 
     peer_interpreter: Path
     threads: int
     caser_length: int
+    last_epoch: int | None = None
 
     def ours(self, data: Interactions, backbone: str, task: str, *, seed: int, repeats: int = 1) -> dict[str, Any]:
         """One run of P2Rec; see ours_run.py."""
@@ -63,6 +65,7 @@ class Sides:
             "threads": self.threads,
             "seed": seed,
             "repeats": repeats,
+            "last_epoch": self.last_epoch,
         }
         return run_script(Path(sys.executable), HERE / "ours_run.py", request)
 
@@ -236,6 +239,8 @@ def train_rows(
     theirs = [seconds_to(peer, goal) or 0.0 for (_, peer), goal in zip(pairs, goals, strict=True)]
     best = statistics.median(max(entry["ndcg"] for entry in ours["curve"]) for ours, _ in pairs)
     note = f"RecBole's NDCG@10 after epoch {epochs} is {statistics.median(goals):.4f}, P2Rec's best {best:.4f}"
+    if sides.last_epoch is not None:
+        note += f" of its first {sides.last_epoch} epochs"
     if backbone == "caser":
         window = EncoderSettings(backbone=backbone).window
         note += f"; RecBole's filters reach {sides.caser_length} items back, P2Rec's {window}"

@@ -36,10 +36,12 @@ SHOWN = (
     "load_dataset",
     "users",
     "epochs",
+    "our_epochs",
     "rounds",
     "train_rounds",
     "caser_length",
     "ingest_millions",
+    "clock",
     "threads",
 )
 """Options that decide what is measured."""
@@ -51,7 +53,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     return run_facts("peers.py", options, SHOWN) | {
         "the other side": {"RecBole": pins["recbole"], "pandas": pins["pandas"], "torch": pins["torch"]},
         "RecBole's settings": f"batch {PEER_BATCH}, Adam, cross-entropy, shape and dropout as P2Rec's; else its own",
-        "P2Rec's settings": "its default recipe; its runs go on to their end, and time to NDCG is read off the curve",
+        "P2Rec's settings": "its default recipe; time to NDCG is read off the curve",
     }
 
 
@@ -66,7 +68,7 @@ def measure(options: argparse.Namespace) -> Report:
     if not wanted:
         return report
     python = peer_python(options.peer_environment, base_python=options.peer_python).absolute()
-    sides = Sides(python, options.threads, options.caser_length)
+    sides = Sides(python, options.threads, options.caser_length, options.our_epochs)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = written(options.dataset, folder, max_users=options.users)

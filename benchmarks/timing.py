@@ -1,8 +1,9 @@
 """Timing two ways of doing the same in turn."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import clock
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,9 @@ class Timed:
 
 def seconds(work: Callable[[], object]) -> float:
     """Seconds that a call takes."""
-    begun = time.perf_counter()
+    begun = clock.now()
     work()
-    return time.perf_counter() - begun
+    return clock.now() - begun
 
 
 def in_turn(ours: Callable[[], object], peer: Callable[[], object], rounds: int, *, warm_up: bool = True) -> Timed:

@@ -1,16 +1,14 @@
-"""Ranks of every user's held-out targets, for anything that scores items, and the methods that learn nothing."""
+"""Ranks of every user's held-out targets, for anything that scores items."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.progress import Progress, silent
-from p2rec_core.ranking import Scorer, popularity_scores, ranks_of_users, recency_scores, successor_scores
+from p2rec_core.ranking import Scorer, counted_blocks, ranks_of_users
 from p2rec_core.repeats import RepeatBias, RepeatObservations
 from p2rec_core.sequences import RaggedSequences
 
@@ -53,7 +51,7 @@ def held_out_ranks(
     Raises:
         ModelError: A score is not finite.
     """
-    n_scorings = [int((validation > 0).sum())] * 2 + [int((test > 0).sum())]
+    n_scorings = [int((targets > 0).sum()) for targets in (validation, test)]
 
     def told(place: int, split: str) -> Progress:
         before = sum(n_scorings[:place])
@@ -61,40 +59,25 @@ def held_out_ranks(
 
     scorer = make_scorer(training)
     observed = RepeatObservations()
-
-    def observing(rows: NDArray[np.int64]) -> Tensor:
-        scores = scorer.score(rows)
+    blocks = []
+    for rows, scores, counts in counted_blocks(scorer, validation, progress=told(0, "validation")):
         observed.add(scores, validation[rows], training, rows)
-        return scores
-
-    watched = replace(scorer, score=observing)
-    ranks = {"validation": ranks_of_users(watched, validation, progress=told(0, "validation"))}
+        blocks.append((rows, replace(counts, count=_forgotten)))
     bias = observed.fit()
-    ranks["validation"] |= ranks_of_users(
-        scorer, validation, seen=("weigh",), bias=bias, progress=told(1, "validation, seen items weighed")
-    )
+    of_all = {policy: np.zeros(len(validation), np.int32) for policy in SEEN_POLICIES}
+    returning = np.zeros_like(validation)
+    for rows, counts in blocks:
+        for policy, found in (counts.ranks(("keep", "mask")) | {"weigh": counts.weighed_ranks(bias)}).items():
+            of_all[policy][rows] = found
+        returning[rows[counts.is_own]] = validation[rows[counts.is_own]]
+    # only a target that is weighed itself has to be compared with all items again
+    of_all["weigh"][returning > 0] = ranks_of_users(scorer, returning, seen=("weigh",), bias=bias)["weigh"]
+    ranks = {"validation": {policy: found[validation > 0] for policy, found in of_all.items()}}
     later = make_scorer(training.appended(validation))
-    ranks["test"] = ranks_of_users(later, test, seen=SEEN_POLICIES, bias=bias, progress=told(2, "test"))
+    ranks["test"] = ranks_of_users(later, test, seen=SEEN_POLICIES, bias=bias, progress=told(1, "test"))
     users = {"validation": np.flatnonzero(validation > 0), "test": np.flatnonzero(test > 0)}
     return HeldOutRanks(users, ranks, bias)
 
 
-NO_LEARNING = ("popularity", "recency copy", "id + 1")
-"""Rows that stand beside every table: the most popular items, the user's own latest items, and the item numbered
-one above the last (a leak detector, near zero where item numbers say nothing)."""
-
-
-def no_learning_scorer(method: str, history: RaggedSequences, n_items: int) -> Scorer:
-    """One of ``NO_LEARNING`` as what ranks are computed from.
-
-    Raises:
-        KeyError: No such method.
-    """
-    popularity = popularity_scores(history, n_items)
-    scores: dict[str, Callable[[NDArray[np.int64]], NDArray[np.float32]]] = {
-        "popularity": lambda rows: np.tile(popularity, (len(rows), 1)),
-        "recency copy": lambda rows: recency_scores(history, rows, n_items),
-        "id + 1": lambda rows: successor_scores(history, rows, n_items),
-    }
-    chosen = scores[method]
-    return Scorer(history, lambda rows: torch.from_numpy(chosen(rows)), history.lengths)
+def _forgotten(places: NDArray[np.int64], levels: NDArray[np.floating]) -> NDArray[np.int64]:
+    raise ValueError("The scores are no longer in memory.")

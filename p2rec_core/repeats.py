@@ -26,6 +26,9 @@ repeats at all, or few users."""
 TEMPERATURES = (1.0, 1.5, 2.0, 3.0, 4.0)
 """What scores are divided by, before they are logits."""
 
+_SQUARED = ((4.0, (2.0, 1.0)), (3.0, (1.5,)))
+"""Each temperature with those that are its halves, its quarters and so on; all of ``TEMPERATURES``."""
+
 _UNSEEN, _LAST, _EARLIER = range(3)
 
 
@@ -40,6 +43,34 @@ class RepeatBias:
 
     last: float = 0.0
     earlier: float = 0.0
+
+
+@dataclass(frozen=True)
+class OwnItems:
+    """The different items that some users had, user after user.
+
+    Attributes:
+        row: int64 (M,) place of the user in the batch.
+        item: int64 (M,) item, 1 … N.
+        is_last: bool (M,) whether it is the user's last item.
+        within: int64 (M,) the last place, from 0, that it has in the user's sequence.
+    """
+
+    row: NDArray[np.int64]
+    item: NDArray[np.int64]
+    is_last: NDArray[np.bool_]
+    within: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, history: RaggedSequences, rows: NDArray[np.int64]) -> "OwnItems":
+        """Those of the rows ``rows``, int64 (B,), of the histories."""
+        row, item, within = history.distinct(rows)
+        return cls(row, item, within == history.lengths[rows][row] - 1, within)
+
+    def weighed(self, scores: NDArray[np.floating], bias: RepeatBias) -> NDArray[np.floating]:
+        """Scores of these items, float (M,), with the bias, in the format of the scores."""
+        raised: NDArray[np.floating] = scores + np.where(self.is_last, bias.last, bias.earlier).astype(scores.dtype)
+        return raised
 
 
 def add_repeat_bias(scores: Tensor, history: RaggedSequences, rows: NDArray[np.int64], bias: RepeatBias) -> None:
@@ -71,28 +102,47 @@ class RepeatObservations:
             history: What was known of the users.
             rows: int64 (B,) rows of ``history`` that the scores are of.
         """
-        row, item = history.coordinates(rows)
-        last = history.last_items(rows)
-        masses = np.full((len(TEMPERATURES), len(rows), 3), -np.inf)
-        own = scores[torch.from_numpy(row).to(scores.device), torch.from_numpy(item - 1).to(scores.device)]
-        values = own.double().cpu().numpy()
+        own = OwnItems.of(history, rows)
+        place = [torch.from_numpy(index).to(scores.device) for index in (own.row, own.item - 1)]
+        values = scores[place[0], place[1]].double().cpu().numpy()
         others = scores.clone()
-        others[torch.from_numpy(row).to(scores.device), torch.from_numpy(item - 1).to(scores.device)] = -torch.inf
-        is_last = item == last[row]
-        # each earlier item once, however often it occurs
-        _, first = np.unique(row * (scores.shape[1] + 1) + item, return_index=True)
-        earlier = first[~is_last[first]]
+        others[place[0], place[1]] = -torch.inf
+        column = torch.from_numpy(targets.astype(np.int64) - 1).to(scores.device)[:, None]
+        reached = scores.gather(1, column).squeeze(1).double().cpu().numpy()
+        self.note(_log_masses(others), own, values, targets, reached)
+
+    def note(
+        self,
+        unseen: NDArray[np.float64],
+        own: OwnItems,
+        own_scores: NDArray[np.float64],
+        targets: NDArray[np.int32],
+        target_scores: NDArray[np.float64],
+    ) -> None:
+        """Take note of some users by sums that were taken elsewhere.
+
+        Args:
+            unseen: float64 (temperatures, B), logarithm of the sum of exp(score / temperature) over all items that a
+                user never had; -inf where there are none.
+            own: The users' own items.
+            own_scores: float64 (M,) their scores.
+            targets: int32 (B,) the items that the users turned to, 1 … N.
+            target_scores: float64 (B,) their scores.
+        """
+        if not len(targets):
+            return
+        masses = np.full((*unseen.shape, 3), -np.inf)
+        masses[..., _UNSEEN] = unseen
+        earlier = ~own.is_last
         for temperature, mass in zip(TEMPERATURES, masses, strict=True):
-            mass[:, _UNSEEN] = (others / temperature).logsumexp(1).double().cpu().numpy()
-            mass[row[is_last], _LAST] = values[is_last] / temperature
-            np.logaddexp.at(mass[:, _EARLIER], row[earlier], values[earlier] / temperature)
-        chosen = np.full(len(rows), _UNSEEN)
-        chosen[row[item == targets[row]]] = _EARLIER
-        chosen[targets == last] = _LAST
+            mass[own.row[own.is_last], _LAST] = own_scores[own.is_last] / temperature
+            np.logaddexp.at(mass[:, _EARLIER], own.row[earlier], own_scores[earlier] / temperature)
+        chosen = np.full(len(targets), _UNSEEN)
+        found = own.item == targets[own.row]
+        chosen[own.row[found]] = np.where(own.is_last[found], _LAST, _EARLIER)
         self._log_masses.append(masses)
         self._chosen.append(chosen)
-        column = torch.from_numpy(targets.astype(np.int64) - 1).to(scores.device)[:, None]
-        self._scores.append(scores.gather(1, column).squeeze(1).double().cpu().numpy())
+        self._scores.append(target_scores)
 
     def fit(self) -> RepeatBias:
         """The most probable bias given what was noted; without any observation the prior's, zero."""
@@ -117,3 +167,24 @@ class RepeatObservations:
         ]
         best = min(range(len(found)), key=lambda place: float(found[place].fun))
         return RepeatBias(*(float(value) * TEMPERATURES[best] for value in found[best].x))
+
+
+def _log_masses(scores: Tensor) -> NDArray[np.float64]:
+    """Logarithm of the sum of exp(score / t) over the items, for every temperature t, float64 (temperatures, B).
+
+    Two exponentials do for five temperatures: exp(x / 2) is the square of exp(x / 4), and so on.
+
+    Args:
+        scores: float (B, N); -inf leaves an item out. Changed in place.
+    """
+    top = scores.amax(1, keepdim=True)
+    scores.sub_(top.clamp_min(torch.finfo(scores.dtype).min))  # a row without any item keeps its -inf
+    sums: dict[float, Tensor] = {}
+    for coarsest, temperatures in _SQUARED:
+        power = scores.div(coarsest).exp_()
+        sums[coarsest] = power.sum(1)
+        for temperature in temperatures:
+            sums[temperature] = power.square_().sum(1)
+    levels = top.squeeze(1).double()
+    masses = [sums[temperature].double().log() + levels / temperature for temperature in TEMPERATURES]
+    return torch.stack(masses).cpu().numpy()

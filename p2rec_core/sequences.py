@@ -48,6 +48,21 @@ class RaggedSequences:
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return row, self.items[self.offsets[rows][row] + within].astype(np.int64)
 
+    def distinct(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Every different item of the rows ``rows``, by row and item.
+
+        Returns:
+            int64 (M,) each: place of the row in ``rows``, item, and the last place, from 0, that it has in the row.
+        """
+        lengths = self.lengths[rows]
+        row, item = self.coordinates(rows)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        order = np.lexsort((item, row))  # stable: equal items stay in order of time
+        row, item, within = row[order], item[order], within[order]
+        final = np.ones(len(row), bool)
+        final[:-1] = (row[1:] != row[:-1]) | (item[1:] != item[:-1])
+        return row[final], item[final], within[final]
+
     def last_items(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Last item of each of the rows ``rows``, int64 (B,); 0 where a row is empty."""
         filled = self.lengths[rows] > 0

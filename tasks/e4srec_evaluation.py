@@ -3,6 +3,7 @@
 A module apart from the training's: an edit of how ranks are taken must not make anyone train anew.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from p2rec_core.settings.language import E4SRecSettings, LanguageModelSettings
@@ -68,6 +69,7 @@ def e4srec_evaluation_call(
 def _rank(
     context: StageContext, settings: EvaluationSettings, language_model: LanguageModelSettings, e4srec: E4SRecSettings
 ) -> dict[str, Any]:
+    from p2rec_core.evaluation import held_out_ranks
     from p2rec_core.language.next_item_model import build_e4srec, e4srec_scorer
 
     opened = open_language_model(language_model, context.runtime, seed=e4srec.seed)
@@ -93,4 +95,4 @@ def _rank(
             autocast=opened.autocast,
         )
 
-    return opened.facts() | evaluate(context, settings, {(METHOD, VARIANT): scorer})
+    return opened.facts() | evaluate(context, settings, {(METHOD, VARIANT): partial(held_out_ranks, scorer)})

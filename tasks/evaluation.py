@@ -1,6 +1,8 @@
 """Stage 8: full-ranking evaluation of a recommender, or of the rows that learn nothing."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +11,6 @@ import pyarrow as pa
 from p2rec_core.backbones.registry import encoder_entry
 from p2rec_core.errors import DataError
 from p2rec_core.metrics import SEEN_POLICIES
-from p2rec_core.progress import Progress
 from p2rec_core.settings.pipeline import EvaluationSettings
 from p2rec_core.settings.sequence_model import RecommenderSettings, Variant
 from storage.artefacts import ArtefactRef
@@ -17,9 +18,12 @@ from tasks.arrays import ragged, targets
 from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
-    from p2rec_core.evaluation import MakeScorer
+    from p2rec_core.evaluation import HeldOutRanks
     from p2rec_core.ranking import Scorer
     from p2rec_core.sequences import RaggedSequences
+
+    Ranking = Callable[..., HeldOutRanks]
+    """Ranks held-out items, given training parts, validation and test items, and ``progress``."""
 
 
 def held_out_inputs(ingest: ArtefactRef) -> dict[str, tuple[ArtefactRef, str]]:
@@ -39,6 +43,7 @@ def evaluation_call(
     encoder = recommender.encoder
 
     def compute(context: StageContext) -> dict[str, Any]:
+        from p2rec_core.evaluation import held_out_ranks
         from p2rec_core.recommender import recommender_scorer
         from p2rec_core.runtime import prepared_device
         from p2rec_core.training.recommender import EncoderShape, load_recommender
@@ -50,7 +55,7 @@ def evaluation_call(
         def scorer(history: "RaggedSequences") -> "Scorer":
             return recommender_scorer(loaded, history, max_length=encoder.max_length, device=device)
 
-        return evaluate(context, settings, {(encoder.backbone, str(variant)): scorer})
+        return evaluate(context, settings, {(encoder.backbone, str(variant)): partial(held_out_ranks, scorer)})
 
     return StageCall(
         stage="evaluation",
@@ -67,14 +72,11 @@ def no_learning_call(settings: EvaluationSettings, *, ingest: ArtefactRef) -> St
     """The evaluation of the rows that learn nothing."""
 
     def compute(context: StageContext) -> dict[str, Any]:
-        from p2rec_core.evaluation import NO_LEARNING, no_learning_scorer
+        from p2rec_core.no_learning import NO_LEARNING, no_learning_ranks
 
         n_items = context.table("items", ["item_idx"]).num_rows
-
-        def scorer(method: str) -> "MakeScorer":
-            return lambda history: no_learning_scorer(method, history, n_items)
-
-        return evaluate(context, settings, {(method, "none"): scorer(method) for method in NO_LEARNING})
+        rankings = {(method, "none"): partial(no_learning_ranks, method, n_items) for method in NO_LEARNING}
+        return evaluate(context, settings, rankings)
 
     return StageCall(
         stage="evaluation",
@@ -86,14 +88,14 @@ def no_learning_call(settings: EvaluationSettings, *, ingest: ArtefactRef) -> St
 
 
 def evaluate(
-    context: StageContext, settings: EvaluationSettings, scorers: "dict[tuple[str, str], MakeScorer]"
+    context: StageContext, settings: EvaluationSettings, rankings: "Mapping[tuple[str, str], Ranking]"
 ) -> dict[str, Any]:
-    """Rank both splits with every scorer and write ``user_ranks`` and ``metrics``.
+    """Rank both splits in every way and write ``user_ranks`` and ``metrics``.
 
     Args:
         context: Has ``held_out_inputs``.
         settings: Cut-offs.
-        scorers: By method and variant.
+        rankings: By method and variant.
 
     Returns:
         Facts for the manifest: the metrics, what ``weigh`` adds to the scores of a user's own items, and how many test
@@ -103,7 +105,6 @@ def evaluate(
         DataError: No user has a test item.
         ModelError: A score is not finite.
     """
-    from p2rec_core.evaluation import held_out_ranks
     from p2rec_core.ranking import NOT_ELIGIBLE, rank_metrics
 
     training = ragged(context.table("sequences"))
@@ -117,14 +118,14 @@ def evaluate(
     parts: list[pa.Table] = []
     metrics: list[dict[str, Any]] = []
     biases: list[dict[str, Any]] = []
-    for number, ((method, variant), scorer) in enumerate(scorers.items()):
+    for number, ((method, variant), ranking) in enumerate(rankings.items()):
 
         def told(
             done: int, total: int, message: str, *, number: int = number, name: str = f"{method} {variant}"
         ) -> None:
-            context.progress(number * total + done, len(scorers) * total, f"{name}: {message}")
+            context.progress(number * total + done, len(rankings) * total, f"{name}: {message}")
 
-        found = held_out_ranks(scorer, training, validation, test, progress=told)
+        found = ranking(training, validation, test, progress=told)
         biases.append({"method": method, "variant": variant} | asdict(found.repeat_bias))
         for split, policies in found.ranks.items():
             for seen in SEEN_POLICIES:
@@ -152,11 +153,6 @@ def evaluate(
         "n_test_users": int((test > 0).sum()),
         "n_cold_test_targets": int((n_items[test[test > 0] - 1] == 0).sum()),
     }
-
-
-def _one_of_several(progress: Progress, number: int, n_scorers: int, name: str) -> Progress:
-    """The progress of one of several scorers that take as long as each other."""
-    return lambda done, total, message: progress(number * total + done, n_scorers * total, f"{name}: {message}")
 
 
 def _rank_table(users: Any, ranks: Any, names: dict[str, str], not_eligible: int) -> pa.Table:

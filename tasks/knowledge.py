@@ -106,4 +106,5 @@ def _embed(context: StageContext, language_model: LanguageModelSettings, setting
         "width": int(result.knowledge.shape[1]),
         "n_untrained_items": result.n_untrained,
         "category_agreement": category_agreement(result.category_distribution, cluster),
+        "notes": list(result.notes),
     }

@@ -88,12 +88,48 @@ def cut_by_length(
     return batches
 
 
-def micro_batches(
-    rows: NDArray[np.int64], lengths: NDArray[np.int64], *, n_prompt_tokens: int, max_tokens: int, device: torch.device
+def cut_packed(
+    users: NDArray[np.int64], lengths: NDArray[np.int64], *, n_extra: int, max_tokens: int
 ) -> list[NDArray[np.int64]]:
-    """Cut rows of known lengths as suits the device; see ``cut_by_length``."""
+    """Cut users, sorted by length, into micro-batches of about equal size where nothing is padded.
+
+    Args:
+        users: Rows of the users, int64 (n,).
+        lengths: Items of these users, int64 (n,).
+        n_extra: Tokens that every sequence has beside its items.
+        max_tokens: Tokens of a micro-batch at the most; a single longer sequence passes.
+
+    Returns:
+        The users of each micro-batch, each user once.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ends = np.cumsum(lengths[order] + n_extra)
+    batches: list[NDArray[np.int64]] = []
+    start = 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        left = int(ends[-1]) - before
+        share = left / -(-left // max_tokens)
+        stop = max(start + 1, int(np.searchsorted(ends, before + share, side="right")))
+        batches.append(users[order[start:stop]])
+        start = stop
+    return batches
+
+
+def micro_batches(
+    rows: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    *,
+    n_prompt_tokens: int,
+    max_tokens: int,
+    device: torch.device,
+    packed: bool = False,
+) -> list[NDArray[np.int64]]:
+    """Cut rows of known lengths as suits the device and the model; see ``cut_by_length`` and ``cut_packed``."""
+    if packed:
+        return cut_packed(rows, lengths, n_extra=n_prompt_tokens, max_tokens=max_tokens)
     overhead = _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_TOKENS["cuda"])
     return cut_by_length(rows, lengths, n_extra=n_prompt_tokens, max_tokens=max_tokens, overhead=overhead)
 
 
-__all__ = ["Sequences", "cut_by_length", "micro_batches"]
+__all__ = ["Sequences", "cut_by_length", "cut_packed", "micro_batches"]

@@ -150,6 +150,7 @@ class InstanceObjective:
             n_prompt_tokens=self.model.n_prompt_tokens,
             max_tokens=self.micro_batch_tokens,
             device=self.model.table.device,
+            packed=self.model.packs,
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from p2rec_core.errors import DataError
 from p2rec_core.language.batching import Sequences, micro_batches
 from p2rec_core.language.loading import LanguageModel
+from p2rec_core.language.memory import halving
 from p2rec_core.language.preference_model import PreferenceLanguageModel
 from p2rec_core.language.prompt import Prompt
 from p2rec_core.progress import Progress, silent
@@ -46,7 +47,7 @@ class FinetuneResult:
         n_tokens_per_epoch: Tokens of all examples trained on: prompt and items, without padding.
         n_trainable: Numbers that are trained.
         resumed_at_step: Step that a checkpoint was resumed at; None if the training began anew.
-        notes: What a person should know of the checkpoints.
+        notes: What a person should know of memory and checkpoints.
     """
 
     tensors: dict[str, NDArray[np.float32]]
@@ -149,6 +150,7 @@ class UserObjective:
             n_prompt_tokens=self.model.n_prompt_tokens,
             max_tokens=self.micro_batch_tokens,
             device=self.model.table.device,
+            packed=self.model.packs,
         )
 
     def _predict(self, users: NDArray[np.int64]) -> list[tuple[Tensor, Tensor]]:
@@ -211,7 +213,8 @@ def finetune(
         warmup_fraction: Part of all steps over which the learning rate rises; it then falls as a cosine.
         max_grad_norm: Bound of the gradient's norm.
         batch_users: Users in one optimiser step.
-        micro_batch_tokens: Tokens that go through the model at once; changes memory and speed only.
+        micro_batch_tokens: Tokens that go through the model at once; changes memory and speed only. Where a GPU's
+            memory does not suffice for so many, half of them are tried.
         epochs: Passes over the users; the last state is kept.
         max_length: Most recent items of a user that are read.
         holdout_fraction: Part of the users that is not trained on but validated on.
@@ -228,7 +231,7 @@ def finetune(
         DataError: Sequences, preferences and items do not fit each other, a preference is not finite, or no
             user has training items.
         ModelError: The item embeddings are unusable, the language model has too few positions, LoRA's targets
-            match no layer, or the loss is not finite.
+            match no layer, the loss is not finite, or a GPU's memory does not suffice for one user.
 
     Source: Liu et al. 2024, Eq. 2-4. Deviation: the loss is multiplied by K / 2, because the gradient of
     softmax and squared error is 2 / K of the cross-entropy's where predictions are uniform, as they are at
@@ -238,25 +241,6 @@ def finetune(
     sequences = Sequences(items, offsets, max_length)
     _check_data(sequences, len(trained), preferences)
     training, held_out = split_users(sequences.lengths, holdout_fraction, seed)
-    model = PreferenceLanguageModel(
-        language_model,
-        prompt,
-        item_embeddings,
-        trained,
-        sum(p.shape[1] for p in (preferences, *finer)),
-        lora_rank=lora_rank,
-        lora_alpha=lora_alpha,
-        lora_dropout=lora_dropout,
-        lora_targets=lora_targets,
-        pooling=pooling,
-        shared_prefix=shared_prefix,
-        gradient_checkpointing=gradient_checkpointing,
-        seed=seed,
-    )
-    model.check_length(int(sequences.lengths.max()))
-    objective = UserObjective(
-        model, sequences, preferences, training, held_out, batch_users, micro_batch_tokens, seed, autocast, finer
-    )
     n_steps = epochs * math.ceil(len(training) / batch_users)
     settings = FitSettings(
         max_epochs=epochs,
@@ -268,21 +252,53 @@ def finetune(
         max_grad_norm=max_grad_norm,
         autocast=autocast,
     )
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": parameters, "lr": learning_rate}]
-    fitted = fit(
-        model,
-        objective,
-        groups,
-        settings,
-        device=torch.device(device),
-        checkpointer=checkpointer,
-        progress=progress,
+    longest = int(sequences.lengths.max())
+
+    def attempt(micro_batch: int) -> tuple[FitResult, UserObjective]:
+        """Fine-tune from the start or the last checkpoint; seeds make every attempt's steps the same."""
+        model = PreferenceLanguageModel(
+            language_model,
+            prompt,
+            item_embeddings,
+            trained,
+            sum(p.shape[1] for p in (preferences, *finer)),
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            lora_targets=lora_targets,
+            pooling=pooling,
+            shared_prefix=shared_prefix,
+            gradient_checkpointing=gradient_checkpointing,
+            seed=seed,
+        )
+        model.check_length(longest)
+        objective = UserObjective(
+            model, sequences, preferences, training, held_out, batch_users, micro_batch, seed, autocast, finer
+        )
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": learning_rate}]
+        fitted = fit(
+            model,
+            objective,
+            groups,
+            settings,
+            device=torch.device(device),
+            checkpointer=checkpointer,
+            progress=progress,
+        )
+        return fitted, objective
+
+    halved: list[str] = []
+    (fitted, objective), _ = halving(
+        attempt,
+        micro_batch_tokens,
+        least=min(micro_batch_tokens, longest + prompt.n_tokens),
+        what="tokens at once (micro_batch_tokens)",
+        told=halved.append,
     )
-    return _result(fitted, objective)
+    return _result(fitted, objective, tuple(halved))
 
 
-def _result(fitted: FitResult, objective: UserObjective) -> FinetuneResult:
+def _result(fitted: FitResult, objective: UserObjective, halved: tuple[str, ...]) -> FinetuneResult:
     model, training = objective.model, objective.training
     n_tokens = int(objective.sequences.lengths[training].sum()) + len(training) * model.n_prompt_tokens
     scale = sum(p.shape[1] for p in (objective.preferences, *objective.finer)) / 2
@@ -303,7 +319,7 @@ def _result(fitted: FitResult, objective: UserObjective) -> FinetuneResult:
         n_tokens_per_epoch=n_tokens,
         n_trainable=sum(tensor.numel() for tensor in fitted.tensors.values()),
         resumed_at_step=fitted.resumed_at_step,
-        notes=fitted.notes,
+        notes=halved + fitted.notes,
     )
 
 

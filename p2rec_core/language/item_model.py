@@ -11,6 +11,7 @@ Design choices:
 - The instruction is the same for every sequence. A causal model computes its keys and values once for the
   whole batch (shared prefix); gradients flow through them. In an encoder the instruction attends to the
   items, so nothing can be shared and every sequence goes through the model whole.
+- On a CPU an encoder's sequences go through it end to end instead of padded (``packing``).
 - Item embeddings are standardised once and projected to the scale of the prompt's token embeddings.
 """
 
@@ -27,6 +28,7 @@ from transformers import DynamicCache
 from p2rec_core.errors import ModelError
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.lora import with_lora
+from p2rec_core.language.packing import PACKABLE, PACKED_ATTENTION, Packing
 from p2rec_core.language.prompt import Prompt
 
 Prefix = list[tuple[Tensor, Tensor]]
@@ -57,6 +59,8 @@ class ItemLanguageModel(nn.Module):
         shared_prefix: Whether a causal model computes the instruction once per batch instead of once per
             sequence. Same results to rounding. An encoder cannot and ignores it; gradient checkpointing,
             which throws keys and values away, turns it off while training.
+        packed: Whether an encoder of a type that allows it reads its sequences end to end on a CPU. Same results to
+            rounding.
         gradient_checkpointing: Whether activations are computed twice to save memory.
         seed: Seed of the initial values.
 
@@ -91,6 +95,7 @@ class ItemLanguageModel(nn.Module):
         lora_part: str = "attention",
         pooling: str = "last",
         shared_prefix: bool = True,
+        packed: bool = True,
         gradient_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
@@ -121,6 +126,9 @@ class ItemLanguageModel(nn.Module):
             part=lora_part,
             seed=seed,
         )
+        self.packs = packed and device.type == "cpu" and self.backbone.config.model_type in PACKABLE and not self.causal
+        if self.packs:
+            self.backbone.set_attn_implementation(PACKED_ATTENTION)
         if gradient_checkpointing:
             # transformers 5 renames it and warns of the old name
             new_name = getattr(self.backbone, "activation_checkpointing_enable", None)
@@ -263,6 +271,13 @@ class ItemLanguageModel(nn.Module):
         """States of items and response with the instruction computed in every sequence, (B, T, E)."""
         n_prefix = len(self.instruction)
         inputs = torch.cat([self.instruction.expand(len(body), -1, -1), body], dim=1)
+        if self.packs:
+            packing = Packing(last + (n_prefix + 1))
+            # RoBERTa's positions begin after the padding index
+            offset = getattr(self.backbone.embeddings.position_embeddings, "padding_idx", None)
+            positions = packing.positions[None] + (0 if offset is None else offset + 1)
+            packed = self.backbone(inputs_embeds=packing.pack(inputs), position_ids=positions, packing=packing)
+            return packing.padded(packed.last_hidden_state, len(body))[:, n_prefix:]
         mask = None
         if not self.causal and not bool((last == body.shape[1] - 1).all()):
             mask = torch.arange(inputs.shape[1], device=body.device)[None] <= (last + n_prefix)[:, None]

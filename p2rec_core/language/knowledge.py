@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2rec_core.language.loading import LanguageModel
+from p2rec_core.language.memory import halving
 from p2rec_core.language.preference_model import PreferenceLanguageModel
 from p2rec_core.language.prompt import Prompt
 from p2rec_core.progress import Progress, silent
@@ -22,11 +23,13 @@ class ItemKnowledge:
         knowledge: Knowledge-enhanced embedding h_v, float32 (N, E).
         category_distribution: Inferred distribution over clusters, float32 (N, K); rows sum to 1.
         n_untrained: Items without training interactions; they all have the row of the mean embedding.
+        notes: What a person should know of the device's memory.
     """
 
     knowledge: NDArray[np.float32]
     category_distribution: NDArray[np.float32]
     n_untrained: int
+    notes: tuple[str, ...] = ()
 
 
 def build_model(
@@ -97,9 +100,13 @@ def item_knowledge(
         model: The fine-tuned model.
         items: item_idx of the items to embed, int64; None embeds all, in order.
         n_categories: Clusters of the distribution, the head's first; None takes all outputs of the head.
-        batch_size: Items that go through the model at once; changes memory and speed only.
+        batch_size: Items that go through the model at once; changes memory and speed only. Where a
+            GPU's memory does not suffice for so many, half of them are tried.
         autocast: Number format of activations, e.g. ``torch.bfloat16``; None leaves it to the weights.
         progress: Told after every batch.
+
+    Raises:
+        ModelError: A GPU's memory does not suffice for one item.
 
     Source: Liu et al. 2024, section 4.2.
     """
@@ -107,17 +114,25 @@ def item_knowledge(
     device = model.table.device
     wanted = np.arange(1, model.n_items + 1) if items is None else items
     knowledge = np.empty((len(wanted), model.hidden_size), np.float32)
+    notes: list[str] = []
     distribution = np.empty((len(wanted), n_categories or model.n_clusters), np.float32)
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         prefix = model.encode_prefix() if model.shares_prefix else None
-        for start in range(0, len(wanted), batch_size):
-            stop = min(start + batch_size, len(wanted))
+
+        def embed(n_items: int) -> int:
+            """Embed the next so many items, and tell where the ones after them begin."""
+            stop = min(start + n_items, len(wanted))
             batch = torch.from_numpy(wanted[start:stop]).to(device)[:, None]
             logits, h = model(batch, torch.ones(len(batch), dtype=torch.int64, device=device), prefix=prefix)
             knowledge[start:stop] = h.cpu().numpy()
             distribution[start:stop] = logits[:, :n_categories].softmax(-1).cpu().numpy()
-            progress(stop, len(wanted), f"{stop} of {len(wanted)} items")
-    return ItemKnowledge(knowledge, distribution, model.n_untrained)
+            return stop
+
+        start = 0
+        while start < len(wanted):
+            start, batch_size = halving(embed, batch_size, least=1, what="items at once", told=notes.append)
+            progress(start, len(wanted), f"{start} of {len(wanted)} items")
+    return ItemKnowledge(knowledge, distribution, model.n_untrained, tuple(notes))
 
 
 __all__ = ["ItemKnowledge", "build_model", "item_knowledge"]

@@ -32,6 +32,7 @@ class NextItemLanguageModel(ItemLanguageModel):
         lora_targets: Names of the linear layers to adapt; None means the feed-forward networks' projections.
         pooling: ``last`` (E4SRec's) or ``mean``.
         shared_prefix: Whether a causal model computes the instruction once per batch.
+        packed: Whether an encoder may read its sequences end to end.
         gradient_checkpointing: Whether activations are computed twice to save memory.
         seed: Seed of the initial values.
 
@@ -59,6 +60,7 @@ class NextItemLanguageModel(ItemLanguageModel):
         lora_targets: Sequence[str] | None = None,
         pooling: str = "last",
         shared_prefix: bool = True,
+        packed: bool = True,
         gradient_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
@@ -76,6 +78,7 @@ class NextItemLanguageModel(ItemLanguageModel):
             lora_part="mlp",
             pooling=pooling,
             shared_prefix=shared_prefix,
+            packed=packed,
             gradient_checkpointing=gradient_checkpointing,
             seed=seed,
         )
@@ -182,6 +185,7 @@ def e4srec_scores(
         n_prompt_tokens=model.n_prompt_tokens,
         max_tokens=micro_batch_tokens,
         device=device,
+        packed=model.packs,
     )
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
         if prefix is None and model.shares_prefix:

@@ -27,6 +27,7 @@ class PreferenceLanguageModel(ItemLanguageModel):
         lora_targets: Names of the linear layers to adapt; None means the query and value projections.
         pooling: ``last`` or ``mean``, as the others in ``ItemLanguageModel``.
         shared_prefix: Whether a causal model computes the instruction once per batch.
+        packed: Whether an encoder may read its sequences end to end.
         gradient_checkpointing: Whether activations are computed twice to save memory.
         seed: Seed of the initial values.
 
@@ -51,6 +52,7 @@ class PreferenceLanguageModel(ItemLanguageModel):
         lora_targets: Sequence[str] | None = None,
         pooling: str = "last",
         shared_prefix: bool = True,
+        packed: bool = True,
         gradient_checkpointing: bool = False,
         seed: int = 0,
     ) -> None:
@@ -66,6 +68,7 @@ class PreferenceLanguageModel(ItemLanguageModel):
             lora_targets=lora_targets,
             pooling=pooling,
             shared_prefix=shared_prefix,
+            packed=packed,
             gradient_checkpointing=gradient_checkpointing,
             seed=seed,
         )

@@ -12,18 +12,9 @@ from ir_measures import Success, nDCG
 
 from p2rec_core.backbones.base import SequenceEncoder
 from p2rec_core.errors import ModelError
-from p2rec_core.evaluation import NO_LEARNING, held_out_ranks, no_learning_scorer
+from p2rec_core.evaluation import held_out_ranks
 from p2rec_core.metrics import SEEN_POLICIES, user_metric
-from p2rec_core.ranking import (
-    NOT_ELIGIBLE,
-    Scorer,
-    popularity_scores,
-    rank_metrics,
-    ranks_of_users,
-    recency_scores,
-    successor_scores,
-    target_ranks,
-)
+from p2rec_core.ranking import NOT_ELIGIBLE, Scorer, rank_metrics, ranks_of_users, target_counts
 from p2rec_core.recommender import Recommender, recommender_scorer
 from p2rec_core.repeats import RepeatBias
 
@@ -54,15 +45,14 @@ def test_ranks_are_the_definition(ragged, case):
     scores, targets, histories = case
     rows = np.arange(len(scores))[::-1].copy()  # any rows of the histories, in any order
     bias = RepeatBias(last=-1.0, earlier=2.0)
-    ranks = target_ranks(
+    counts = target_counts(
         torch.tensor([scores[r] for r in rows], dtype=torch.float32),
-        torch.tensor([targets[r] for r in rows]),
+        np.array([targets[r] for r in rows], np.int32),
         ragged(histories),
         rows,
-        seen=SEEN_POLICIES,
-        bias=bias,
     )
-    assert all(found.dtype == torch.int32 for found in ranks.values())
+    ranks = counts.ranks(SEEN_POLICIES, bias)
+    assert all(found.dtype == np.int32 for found in ranks.values())
     assert ranks["keep"].tolist() == [brute_force(scores[r], targets[r], set()) for r in rows]
     assert ranks["mask"].tolist() == [brute_force(scores[r], targets[r], set(histories[r])) for r in rows]
     weighed = [list(map(float, row)) for row in scores]
@@ -70,18 +60,21 @@ def test_ranks_are_the_definition(ragged, case):
         for item in set(history):
             row[item - 1] += bias.last if item == history[-1] else bias.earlier
     assert ranks["weigh"].tolist() == [brute_force(weighed[r], targets[r], set()) for r in rows]
+    assert counts.is_own.tolist() == [targets[r] in histories[r] for r in rows]
+    unseen = ~counts.is_own
+    assert counts.weighed_ranks(bias)[unseen].tolist() == ranks["weigh"][unseen].tolist()
 
 
 def test_weighing_takes_a_bias(ragged):
     with pytest.raises(ValueError, match="without a bias"):
-        target_ranks(torch.zeros(1, 2), torch.tensor([1]), ragged([[2]]), np.array([0]), seen=("weigh",))
+        target_counts(torch.zeros(1, 2), np.array([1]), ragged([[2]]), np.array([0])).ranks(("weigh",))
 
 
 @pytest.mark.parametrize("n_items", [1, 2, 20, 21, 100])
 def test_a_constant_scorer_gets_no_free_hits(ragged, n_items):
-    targets = torch.arange(1, n_items + 1)
+    targets = np.arange(1, n_items + 1)
     nobody = ragged([[]] * n_items)
-    ranks = target_ranks(torch.zeros(n_items, n_items), targets, nobody, np.arange(n_items))
+    ranks = target_counts(torch.zeros(n_items, n_items), targets, nobody, np.arange(n_items)).ranks(("keep",))
     assert set(ranks["keep"].tolist()) == {1 + math.ceil((n_items - 1) / 2)}
 
 
@@ -215,39 +208,3 @@ def test_metrics_of_users_by_hand():
 def test_an_unknown_metric_is_named(metric):
     with pytest.raises(ValueError, match=f"There is no metric '{metric}'"):
         user_metric(np.array([1], np.int32), metric)
-
-
-def test_no_learning_scores_by_hand(ragged):
-    history = ragged([[2, 1, 2], [], [4, 3], [5]])
-    rows = np.array([2, 0, 1, 3])
-    assert popularity_scores(history, 5).tolist() == [1, 2, 1, 1, 1]
-    assert recency_scores(history, rows, 5).tolist() == [[0, 0, 2, 1, 0], [2, 3, 0, 0, 0], [0] * 5, [0, 0, 0, 0, 1]]
-    # the item after the last: 3 → 4, 2 → 3, nothing, and 5 is the highest there is
-    assert successor_scores(history, rows, 5).tolist() == [[0, 0, 0, 1, 0], [0, 0, 1, 0, 0], [0] * 5, [0] * 5]
-
-
-def test_no_learning_ranks_by_hand(ragged):
-    history = ragged([[2, 1, 2], [], [4, 3], [5]])
-    targets = np.array([3, 0, 4, 5], np.int32)
-    ranks = {m: ranks_of_users(no_learning_scorer(m, history, 5), targets) for m in NO_LEARNING}
-    # popularity 1 2 1 1 1: below item 2, tied with three others
-    assert ranks["popularity"]["keep"].tolist() == [4, 4, 4]
-    assert ranks["popularity"]["mask"].tolist() == [2, NOT_ELIGIBLE, NOT_ELIGIBLE]
-    assert ranks["recency copy"]["keep"].tolist() == [4, 2, 1]
-    assert ranks["recency copy"]["mask"].tolist() == [2, NOT_ELIGIBLE, NOT_ELIGIBLE]
-    assert ranks["id + 1"]["keep"].tolist() == [1, 1, 3]
-    assert ranks["id + 1"]["mask"].tolist() == [1, NOT_ELIGIBLE, NOT_ELIGIBLE]
-    with pytest.raises(KeyError):
-        no_learning_scorer("oracle", history, 5)
-
-
-@pytest.mark.data
-def test_copying_the_latest_items_on_yelp(datasets_dir, ragged):
-    lines = [line.split()[1:] for line in (datasets_dir / "yelp.txt").read_text().splitlines()]
-    number = {name: i for i, name in enumerate(sorted({name for line in lines for name in line}), 1)}
-    rows = [[number[name] for name in line] for line in lines]
-    targets = np.array([row[-1] for row in rows], np.int32)
-    ranks = ranks_of_users(no_learning_scorer("recency copy", ragged([row[:-1] for row in rows]), len(number)), targets)
-    keep = {f"{metric}@{k}": round(value, 4) for (metric, k), value in rank_metrics(ranks["keep"], (5, 10)).items()}
-    assert keep == {"HR@5": 0.0547, "HR@10": 0.0620, "NDCG@5": 0.0389, "NDCG@10": 0.0414}
-    assert set(rank_metrics(ranks["mask"], (5, 10)).values()) == {0.0}

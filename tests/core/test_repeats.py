@@ -121,5 +121,5 @@ def test_the_bias_is_fitted_on_validation_and_holds_for_the_test(ragged):
         assert (found.ranks[split]["keep"] == 16).all()
         assert (found.ranks[split]["weigh"] == 1).all()
         assert (found.ranks[split]["mask"] == 0).all()
-    assert told[0] == (400, 1200, "validation: 400 of 400 users")
-    assert told[-1] == (1200, 1200, "test: 400 of 400 users")
+    assert told[0] == (400, 800, "validation: 400 of 400 users")
+    assert told[-1] == (800, 800, "test: 400 of 400 users")
