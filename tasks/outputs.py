@@ -77,6 +77,24 @@ def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
         os.rename(unfinished, path)
 
 
+def write_new_text(path: Path, text: str) -> None:
+    """Write a new text file.
+
+    Args:
+        path: The file.
+        text: Its content, written as UTF-8.
+
+    Raises:
+        OutputNotWritten: Something is there already, or it cannot be written.
+    """
+    with _beside(path) as unfinished:
+        write_durably(unfinished, text.encode())
+        try:
+            os.link(unfinished, path)  # unlike a rename it replaces nothing
+        except FileExistsError:
+            raise OutputNotWritten(f"{path} is there already.", remedy="Name another file or move it away.") from None
+
+
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A name beside ``path`` for what is not finished; nothing is left there, however the block ends."""

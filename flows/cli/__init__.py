@@ -23,6 +23,7 @@ app = App(
     version=lambda: metadata.version("p2rec"),
     version_flags=["--version"],
 )
+app.command("flows.cli.init:init", name="init", help="Write a commented configuration for a file of one's own.")
 app.command("flows.cli.run:run", name="run", help="Run all eight stages on a dataset.")
 app.command("flows.cli.run:stage", name="stage", help="Run one stage ad hoc.")
 app.command("flows.cli.refresh:refresh", name="refresh", help="Bring the current snapshot up to date, with a gate.")
