@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
@@ -23,9 +24,16 @@ from tasks.sources import find_source, imported_datasets, one_file, register
 from tasks.stage import StageResult, run_stage
 
 
-def list_datasets(*, store: StoreOption = DEFAULT_STORE) -> None:
+def list_datasets(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List known datasets and those imported into the store."""
     directory = os.environ.get(DIRECTORY_VARIABLE)
+    imported = imported_datasets(Store.open(store, create=False)) if (store / "store.json").exists() else []
+    if as_json:
+        counts = ("name", "title", "n_users", "n_items", "n_interactions", "synthetic")
+        rows = [{count: getattr(known, count) for count in counts} | {"imported": False} for known in DATASETS.values()]
+        rows += [{"name": name, "imported": True} for name in imported]
+        sys.stdout.write(json.dumps({"datasets": rows, "directory": directory}, ensure_ascii=False) + "\n")
+        return
     table = Table("dataset", "users", "items", "interactions", "what it is", title_justify="left")
     for known in DATASETS.values():
         table.add_row(
@@ -35,10 +43,9 @@ def list_datasets(*, store: StoreOption = DEFAULT_STORE) -> None:
             f"{known.n_interactions:,}",
             f"{known.title}{' (synthetic)' if known.synthetic else ''}",
         )
-    if (store / "store.json").exists():
-        for name in imported_datasets(Store.open(store, create=False)):
-            table.add_row(name, "", "", "", "imported")
-    Console().print(table)
+    for name in imported:
+        table.add_row(name, "", "", "", "imported")
+    print_table(table, markup=True)
     Console().print(
         f"{DIRECTORY_VARIABLE} = {directory}" if directory else f"{DIRECTORY_VARIABLE} is not set",
         highlight=False,
@@ -46,17 +53,20 @@ def list_datasets(*, store: StoreOption = DEFAULT_STORE) -> None:
     )
 
 
-def fetch(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE) -> None:
+def fetch(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Find a known dataset on this machine or download it, and verify it.
 
     Example:
         p2rec data fetch -d beauty
     """
     opened = Store.open(store)
-    with StageBars(enabled=True) as bars:
+    with StageBars(enabled=not as_json) as bars:
         source = find_source(
             dataset, opened, progress=lambda done, total: bars("download", done, total or done, f"{done:,} bytes")
         )
+    if as_json:
+        sys.stdout.write(json.dumps({"dataset": dataset, "path": str(source.path)}, ensure_ascii=False) + "\n")
+        return
     Console().print(f"{dataset}: {source.path}, verified", highlight=False, soft_wrap=True)
 
 
@@ -166,6 +176,6 @@ def _print_statistics(dataset: str, result: StageResult, as_json: bool) -> None:
     table.add_column("value", justify="right")
     for name, value in result.info["counts"].items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
-    Console().print(table)
+    print_table(table, markup=True)
     for notice in result.info["notices"]:
         Console().print(f"note: {notice}", highlight=False)

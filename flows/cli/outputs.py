@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars
 from p2rec_core.errors import SettingsError
 from storage.artefacts import Store
@@ -167,7 +168,7 @@ def neighbours(
     shown = Table("rank", "item", "cosine", title=f"Nearest to {item_id} by {slot}", title_justify="left")
     for row in answers:
         shown.add_row(str(row["rank"]), row["neighbour_id"], f"{row['similarity']:.4f}")
-    Console().print(shown, markup=False)
+    print_table(shown)
 
 
 def export(
@@ -229,7 +230,7 @@ def _print_recommendations(tables: Iterator[pa.Table], title: str, as_json: bool
                 shown.add_section()
             previous = row["user_id"]
             shown.add_row(row["user_id"], str(row["rank"]), row["item_id"], f"{row['score']:.4f}", row["source"])
-    Console().print(shown, markup=False)
+    print_table(shown)
     Console().print(
         f"The first {_SHOWN_USERS} users at the most; --to FILE.parquet writes those of all.", highlight=False
     )
