@@ -48,6 +48,8 @@ app.command("flows.cli.outputs:recommend", name="recommend", help="Recommend ite
 app.command("flows.cli.outputs:neighbours", name="neighbours", help="The items that are most similar to an item.")
 app.command("flows.cli.outputs:export", name="export", help="Write embeddings or a model for other programs.")
 
+app.command("flows.cli.track:track", name="track", help="Log curves and metrics to TensorBoard or MLflow.")
+
 app.command("flows.cli.completion:completion", name="completion", help="Print a shell's completion script.")
 app.command("flows.cli.experiment:report", name="report", help="Make the report of an experiment.")
 

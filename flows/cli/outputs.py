@@ -21,6 +21,7 @@ from storage.artefacts import Store
 from storage.snapshots import Snapshot, read_snapshot
 from tasks.export import (
     NEIGHBOURS,
+    export_faiss,
     export_model,
     export_npy,
     export_parquet,
@@ -175,10 +176,13 @@ def export(
     slot: Annotated[str, Parameter(help="A slot: knowledge, backbone, recommender.sasrec.p2rec, …")],
     /,
     *,
-    to: Annotated[Path, Parameter(name="--to", help="File (parquet) or new directory (npy, model) to write.")],
+    to: Annotated[Path, Parameter(name="--to", help="File (parquet) or new directory (npy, faiss, model) to write.")],
     form: Annotated[
-        Literal["parquet", "npy", "model"],
-        Parameter(name="--format", help="Embeddings as parquet or npy, or a model that another program can load."),
+        Literal["parquet", "npy", "faiss", "model"],
+        Parameter(
+            name="--format",
+            help="Embeddings as parquet, npy or a faiss index, or a model for another program.",
+        ),
     ] = "parquet",
     dataset: DatasetOption = "sample",
     snapshot: SnapshotOption = None,
@@ -187,8 +191,9 @@ def export(
 ) -> None:
     """Write the embeddings of a slot, or a recommender, with the dataset's own item ids.
 
-    parquet: columns item_id and embedding. npy: embeddings.npy and ids.txt. model: model.safetensors, ids.txt and
-    config.json, which ``p2rec_core.inference.Recommender.load`` reads.
+    parquet: columns item_id and embedding. npy: embeddings.npy and ids.txt. faiss: index.faiss, exact and by cosine,
+    and ids.txt. model: model.safetensors, ids.txt and config.json, which ``p2rec_core.inference.Recommender.load``
+    reads.
 
     Examples:
         p2rec export knowledge -d beauty --to knowledge.parquet
@@ -202,7 +207,7 @@ def export(
         _tell(to, {"items": export_model(published, to)} | published.facts(), as_json)
         return
     found = item_vectors(opened, chosen, slot)
-    write = export_parquet if form == "parquet" else export_npy
+    write = {"parquet": export_parquet, "npy": export_npy, "faiss": export_faiss}[form]
     _tell(to, {"items": write(found, to)} | found.facts, as_json)
 
 
