@@ -167,7 +167,7 @@ def query(
     dataset: DatasetOption = "sample",
     snapshot: SnapshotOption = None,
     parameters: Annotated[
-        list[str] | None, Parameter(name=("--param", "-p"), help="Value of the next ?; may be repeated.")
+        list[str] | None, Parameter(name=("--param", "-p"), negative="", help="Value of the next ?; may be repeated.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,

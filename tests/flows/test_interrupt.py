@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
-CALL = "import sys; sys.argv[0] = 'p2rec'; from flows.cli import main; main()"
+CALL = (
+    "import signal, sys; sys.argv[0] = 'p2rec'; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "  # a test run in the background has it ignored
+    "from flows.cli import main; main()"
+)
 ENCODER = ("encoder.hidden_size=16", "encoder.inner_size=32", "encoder.n_layers=1")
 SHORT = [
     *(f"{part}.{setting}" for part in ("backbone", "recommender") for setting in ENCODER),

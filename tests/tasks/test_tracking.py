@@ -90,7 +90,7 @@ def test_mlflow_has_every_run_once(snapshot, tmp_path, monkeypatch):
     curve = client.get_metric_history(base.info.run_id, "training/loss")
     assert [(point.step, point.value) for point in curve] == [(1, 3.5), (2, 2.5)]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingFailed, match="MLflow at http://127.0.0.1:9 did not take the runs"):
+    with pytest.raises(TrackingFailed, match=r"MLflow at http://127\.0\.0\.1:9 did not take the runs"):
         log_to_mlflow(runs, "http://127.0.0.1:9", "tiny")
 
 
