@@ -129,6 +129,14 @@ def test_a_dry_run_finds_an_artefact_that_lacks_a_file(filled: Path, sets: list[
     assert "centroids" in slots["clusters"]["reason"]
 
 
+def test_a_plan_for_a_program(filled: Path, sets: list[str]) -> None:
+    call = p2rec("show", "--plan", "--json", "--store", filled, *sets, "--set", "clusters.n_clusters=9")
+    assert call.returncode == 0, call.stderr
+    slots = {row["slot"]: row["cached"] for row in json.loads(call.stdout)}
+    assert slots["backbone"]
+    assert not slots["clusters"]
+
+
 @pytest.mark.parametrize(
     ("sql", "parameters", "n_rows"),
     [

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 CALL = (
     "import signal, sys; sys.argv[0] = 'p2rec'; "
@@ -59,10 +60,18 @@ def finished(process: "subprocess.Popen[str]") -> "tuple[str, str]":
     return out, err
 
 
+def trained_epochs(pattern: str, directory: Path) -> int:
+    """Whole epochs behind the newest checkpoint of a training; 0 where there is none."""
+    for path in directory.glob(pattern):
+        with safe_open(path, "numpy") as file:
+            return int(json.loads(file.metadata()["cursor"])["epoch"])
+    return 0
+
+
 def interrupted(process: "subprocess.Popen[str]", checkpoint: str, directory: Path) -> str:
-    """Send SIGINT as soon as there is a checkpoint; what was said on the standard error."""
+    """Send SIGINT once there is a checkpoint with a whole epoch behind it; what was said on the standard error."""
     until = time.monotonic() + WAIT_S
-    while not list(directory.glob(checkpoint)):
+    while not trained_epochs(checkpoint, directory):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until, f"no {checkpoint} after {WAIT_S} s"
         time.sleep(0.05)
