@@ -9,7 +9,7 @@ STORE ?= .p2rec
 BENCH ?= build/benchmarks
 TEST_PROCESSES ?= 2
 
-.PHONY: help setup run beauty test test-slow faults lint format typecheck imports bench bench-quick serve clean
+.PHONY: help setup run beauty test test-slow faults lint format typecheck imports bench bench-quick serve docs clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,10 @@ bench-quick: setup  ## The same on the embedded sample: minutes
 
 serve: setup  ## Serve the flows, with a Prefect server on this machine and its interface
 	$(BIN)/p2rec serve --store $(STORE)
+
+docs: setup  ## Build the documentation site in build/site
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-docs.txt
+	$(BIN)/python -m mkdocs build --clean --strict
 
 clean:  ## Remove the virtual environment and caches; the artefact store stays
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info

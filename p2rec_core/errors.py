@@ -2,6 +2,7 @@
 
 P2RecError
 ├── SettingsError      a setting is unknown, out of range or contradicts another     exit status 2
+│   └── ExtraMissing       what was asked for needs a package that is not installed
 ├── DataError          the user's data cannot be read or cannot be used              exit status 3
 ├── StoreError         the artefact store cannot be read or written                  exit status 4
 │   ├── ArtefactMissing    an artefact that something refers to is not there
@@ -45,6 +46,10 @@ class SettingsError(P2RecError):
     """A setting is unknown, out of range or contradicts another."""
 
     exit_status = 2
+
+
+class ExtraMissing(SettingsError):
+    """What was asked for needs an optional package that is not installed."""
 
 
 class DataError(P2RecError):

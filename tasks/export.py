@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from p2rec_core.errors import ArtefactDamaged, DataError, SettingsError
+from p2rec_core.errors import ArtefactDamaged, DataError, ExtraMissing, SettingsError
 from p2rec_core.progress import Progress, silent
 from storage.artefacts import Store
 from storage.manifest import REBUILD
@@ -30,6 +30,9 @@ NEIGHBOURS = pa.schema(
 
 EMBEDDINGS, IDS = "embeddings.npy", "ids.txt"
 """Files of embeddings as a NumPy array: float32 (N, d), and the owner's identifiers, one a line in the same order."""
+
+INDEX = "index.faiss"
+"""File of embeddings as an index that ``faiss.read_index`` reads."""
 
 _BLOCK = 4096
 
@@ -176,9 +179,37 @@ def export_npy(found: ItemVectors, directory: Path) -> int:
     """
     array = io.BytesIO()
     np.save(array, found.vectors, allow_pickle=False)
-    ids = "".join(f"{item_id}\n" for item_id in found.item_ids.to_pylist())
-    write_directory(directory, {EMBEDDINGS: array.getvalue(), IDS: ids.encode()})
+    write_directory(directory, {EMBEDDINGS: array.getvalue(), IDS: _id_lines(found)})
     return len(found.vectors)
+
+
+def export_faiss(found: ItemVectors, directory: Path) -> int:
+    """Write embeddings as a directory of ``INDEX`` and ``IDS``.
+
+    The index is exact and by inner product over vectors of unit length, so that what it gives are cosines; number i of
+    it is line i of the identifiers, from 0.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        ExtraMissing: faiss is not installed.
+        OutputNotWritten: The directory is there already or cannot be written.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ExtraMissing("faiss is not installed.", remedy="Install it: pip install faiss-cpu.") from error
+    directions = np.array(found.vectors, np.float32)
+    faiss.normalize_L2(directions)
+    index = faiss.IndexFlatIP(directions.shape[1])
+    index.add(directions)
+    write_directory(directory, {INDEX: faiss.serialize_index(index).tobytes(), IDS: _id_lines(found)})
+    return len(found.vectors)
+
+
+def _id_lines(found: ItemVectors) -> bytes:
+    return "".join(f"{item_id}\n" for item_id in found.item_ids.to_pylist()).encode()
 
 
 def export_model(published: PublishedRecommender, directory: Path) -> int:

@@ -66,15 +66,47 @@ def write_directory(path: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         OutputNotWritten: Something is there already, or it cannot be written.
     """
+    with new_directory(path) as unfinished:
+        for name, data in files.items():
+            write_durably(unfinished / name, data)
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to fill, which becomes ``path`` when the block ends well.
+
+    Args:
+        path: The directory; there may be an empty one.
+
+    Raises:
+        OutputNotWritten: Something is there already, or it cannot be written.
+    """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise OutputNotWritten(f"{path} is there already.", remedy="Choose another directory or move it away.")
     with _beside(path) as unfinished:
         unfinished.mkdir()
-        for name, data in files.items():
-            write_durably(unfinished / name, data)
+        yield unfinished
         sync_directory(unfinished)
         # replaces an empty directory, and nothing else
         os.rename(unfinished, path)
+
+
+def write_new_text(path: Path, text: str) -> None:
+    """Write a new text file.
+
+    Args:
+        path: The file.
+        text: Its content, written as UTF-8.
+
+    Raises:
+        OutputNotWritten: Something is there already, or it cannot be written.
+    """
+    with _beside(path) as unfinished:
+        write_durably(unfinished, text.encode())
+        try:
+            os.link(unfinished, path)  # unlike a rename it replaces nothing
+        except FileExistsError:
+            raise OutputNotWritten(f"{path} is there already.", remedy="Name another file or move it away.") from None
 
 
 @contextlib.contextmanager

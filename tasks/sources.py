@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2rec_core.errors import DataError
+from p2rec_core.errors import DataError, SettingsError
 from p2rec_core.settings.data import IngestSettings
 from storage.artefacts import Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE, Progress, http_fetch, locate, locate_item_texts
 from storage.disk import make_directory, os_errors, replace_durably
 from storage.manifest import checked_name, digest_of, render_json
+
+_LAYOUT = frozenset({"format", "user_column", "item_column", "timestamp_column"})
+"""Settings of ingest that say how a file is to be read, and not what is made of it."""
 
 OFFLINE_VARIABLE = "P2REC_OFFLINE"
 """Any value other than 0 forbids downloads."""
@@ -49,8 +52,25 @@ class Source:
     texts: TextFile | None = None
 
     def ingest_settings(self, chosen: IngestSettings) -> IngestSettings:
-        """The chosen settings, but for those that belong to the file."""
-        return IngestSettings.model_validate(chosen.model_dump() | self.ingest)
+        """What was chosen, and what the import has remembered where nothing was.
+
+        Raises:
+            SettingsError: Another layout was chosen than the file was imported with.
+        """
+        named = chosen.model_fields_set
+        if named == IngestSettings.model_fields.keys():
+            # whole settings that went through JSON: what is not the default was chosen
+            named = {name for name in named if getattr(chosen, name) != IngestSettings.model_fields[name].default}
+        remembered = IngestSettings.model_validate(self.ingest)
+        for name in sorted(named & _LAYOUT):
+            there, asked = getattr(remembered, name), getattr(chosen, name)
+            if asked != there:
+                raise SettingsError(
+                    f"ingest.{name} = {asked!r}, but the file of {self.dataset!r} was imported with {there!r}.",
+                    remedy=f"Leave it away, or import anew with `p2rec data import FILE --name {self.dataset}`.",
+                )
+        given = {name: getattr(chosen, name) for name in named}
+        return IngestSettings.model_validate(chosen.model_dump() | self.ingest | given)
 
 
 def find_source(dataset: str, store: Store, *, progress: Progress | None = None) -> Source:

@@ -4,11 +4,12 @@ Commands are loaded when they are called, so that ``p2rec --help`` starts in a b
 """
 
 import os
+import shlex
 import sys
 import traceback
 from importlib import metadata
 
-from cyclopts import App
+from cyclopts import App, CycloptsError
 
 from p2rec_core.errors import P2RecError
 
@@ -18,11 +19,13 @@ TRACEBACK_VARIABLE = "P2REC_TRACEBACK"
 app = App(
     name="p2rec",
     help="P2Rec: user-level LLM fine-tuning for sequential recommendation, as cached stages.",
-    help_epilogue="Exit status: 0 done; 1 other; 2 settings; 3 data; 4 store; 5 model; 6 refused; 7 unsound; "
-    "130 interrupted.",
+    help_epilogue="Exit status: 0 done; 1 other; 2 arguments or settings; 3 data; 4 store; 5 model; 6 refused; "
+    "7 unsound; 130 interrupted.",
+    suppress_keyboard_interrupt=False,  # main says how to go on
     version=lambda: metadata.version("p2rec"),
     version_flags=["--version"],
 )
+app.command("flows.cli.init:init", name="init", help="Write a commented configuration for a file of one's own.")
 app.command("flows.cli.run:run", name="run", help="Run all eight stages on a dataset.")
 app.command("flows.cli.run:stage", name="stage", help="Run one stage ad hoc.")
 app.command("flows.cli.refresh:refresh", name="refresh", help="Bring the current snapshot up to date, with a gate.")
@@ -45,6 +48,9 @@ app.command("flows.cli.outputs:recommend", name="recommend", help="Recommend ite
 app.command("flows.cli.outputs:neighbours", name="neighbours", help="The items that are most similar to an item.")
 app.command("flows.cli.outputs:export", name="export", help="Write embeddings or a model for other programs.")
 
+app.command("flows.cli.track:track", name="track", help="Log curves and metrics to TensorBoard or MLflow.")
+
+app.command("flows.cli.completion:completion", name="completion", help="Print a shell's completion script.")
 app.command("flows.cli.experiment:report", name="report", help="Make the report of an experiment.")
 
 experiment_app = App(name="experiment", help="Experiments: datasets x backbones x arms x seeds as cached cells.")
@@ -64,17 +70,27 @@ app.command(data_app)
 def main() -> None:
     """Run the command line; an error is one message with its remedy, and an exit status of its own."""
     try:
-        app()
+        app(exit_on_error=False)
+    except CycloptsError:
+        sys.exit(2)  # it was printed
     except P2RecError as error:
         if os.environ.get(TRACEBACK_VARIABLE, "0") != "0":
             traceback.print_exc()
         print(f"error: {error.problem}\n  {error.remedy}", file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        print(  # noqa: T201
-            "\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr
-        )
+        print(f"\n{_interrupted(sys.argv[1:])}", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+
+
+def _interrupted(words: list[str]) -> str:
+    """What to say to somebody who pressed Ctrl-C."""
+    again = shlex.join(["p2rec", *words])
+    if words[:1] in (["run"], ["stage"], ["refresh"]) or words[:2] == ["experiment", "run"]:
+        what = "what is finished is kept, and the same command goes on from the last checkpoint"
+    else:
+        what = "nothing is left half done, and the same command may be run again"
+    return f"interrupted; {what}:\n  {again}"

@@ -4,14 +4,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
 from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars
+from p2rec_core.errors import SettingsError
 from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
 from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings
 from storage.artefacts import Store
@@ -22,9 +24,16 @@ from tasks.sources import find_source, imported_datasets, one_file, register
 from tasks.stage import StageResult, run_stage
 
 
-def list_datasets(*, store: StoreOption = DEFAULT_STORE) -> None:
+def list_datasets(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List known datasets and those imported into the store."""
     directory = os.environ.get(DIRECTORY_VARIABLE)
+    imported = imported_datasets(Store.open(store, create=False)) if (store / "store.json").exists() else []
+    if as_json:
+        counts = ("name", "title", "n_users", "n_items", "n_interactions", "synthetic")
+        rows = [{count: getattr(known, count) for count in counts} | {"imported": False} for known in DATASETS.values()]
+        rows += [{"name": name, "imported": True} for name in imported]
+        sys.stdout.write(json.dumps({"datasets": rows, "directory": directory}, ensure_ascii=False) + "\n")
+        return
     table = Table("dataset", "users", "items", "interactions", "what it is", title_justify="left")
     for known in DATASETS.values():
         table.add_row(
@@ -34,10 +43,9 @@ def list_datasets(*, store: StoreOption = DEFAULT_STORE) -> None:
             f"{known.n_interactions:,}",
             f"{known.title}{' (synthetic)' if known.synthetic else ''}",
         )
-    if (store / "store.json").exists():
-        for name in imported_datasets(Store.open(store, create=False)):
-            table.add_row(name, "", "", "", "imported")
-    Console().print(table)
+    for name in imported:
+        table.add_row(name, "", "", "", "imported")
+    print_table(table, markup=True)
     Console().print(
         f"{DIRECTORY_VARIABLE} = {directory}" if directory else f"{DIRECTORY_VARIABLE} is not set",
         highlight=False,
@@ -45,17 +53,20 @@ def list_datasets(*, store: StoreOption = DEFAULT_STORE) -> None:
     )
 
 
-def fetch(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE) -> None:
+def fetch(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Find a known dataset on this machine or download it, and verify it.
 
     Example:
         p2rec data fetch -d beauty
     """
     opened = Store.open(store)
-    with StageBars(enabled=True) as bars:
+    with StageBars(enabled=not as_json) as bars:
         source = find_source(
             dataset, opened, progress=lambda done, total: bars("download", done, total or done, f"{done:,} bytes")
         )
+    if as_json:
+        sys.stdout.write(json.dumps({"dataset": dataset, "path": str(source.path)}, ensure_ascii=False) + "\n")
+        return
     Console().print(f"{dataset}: {source.path}, verified", highlight=False, soft_wrap=True)
 
 
@@ -76,17 +87,26 @@ def import_file(
     /,
     *,
     name: Annotated[str, Parameter(name="--name", help="Name to give it: a-z 0-9 . _ -")],
-    format: Annotated[SourceFormat, Parameter(name="--format", help="Its layout.")],
-    user_column: Annotated[str, Parameter(name="--user-column")] = "user_id",
-    item_column: Annotated[str, Parameter(name="--item-column")] = "item_id",
+    config: Annotated[
+        Path | None, Parameter(name=("--config", "-c"), help="TOML file whose table [ingest] says what options do not.")
+    ] = None,
+    format: Annotated[SourceFormat | None, Parameter(name="--format", help="Its layout.")] = None,
+    user_column: Annotated[str | None, Parameter(name="--user-column", help="Default user_id.")] = None,
+    item_column: Annotated[str | None, Parameter(name="--item-column", help="Default item_id.")] = None,
     timestamp_column: Annotated[
-        str | None, Parameter(name="--timestamp-column", help='"none" keeps the order of the file.')
-    ] = "timestamp",
-    min_user_interactions: Annotated[int, Parameter(name="--min-user-interactions")] = 5,
-    min_item_interactions: Annotated[int, Parameter(name="--min-item-interactions")] = 5,
+        str | None,
+        Parameter(name="--timestamp-column", help='Default timestamp; "none" keeps the order of the file.'),
+    ] = None,
+    min_user_interactions: Annotated[
+        int | None, Parameter(name="--min-user-interactions", help="Users with fewer are dropped; default 5.")
+    ] = None,
+    min_item_interactions: Annotated[
+        int | None, Parameter(name="--min-item-interactions", help="Items with fewer are dropped; default 5.")
+    ] = None,
     on_error: Annotated[
-        OnError, Parameter(name="--on-error", help="What to do with rows that cannot be read.")
-    ] = OnError.STRICT,
+        OnError | None,
+        Parameter(name="--on-error", help="What to do with rows that cannot be read; default strict."),
+    ] = None,
     item_texts: Annotated[
         Path | None,
         Parameter(name="--item-texts", help=".tsv or .csv of the items' texts: identifier first, then words."),
@@ -97,24 +117,37 @@ def import_file(
     """Check a file of interactions, import it and give it a name for `p2rec run --dataset NAME`.
 
     Examples:
+        p2rec data import clicks.csv --name clicks --config clicks.toml
         p2rec data import clicks.csv --name clicks --format csv --user-column visitor --item-column sku
         p2rec data import ratings.dat --name ratings --format movielens
     """
-    settings = IngestSettings(
-        format=format,
-        user_column=user_column,
-        item_column=item_column,
-        timestamp_column=None if timestamp_column == "none" else timestamp_column,
-        min_user_interactions=min_user_interactions,
-        min_item_interactions=min_item_interactions,
-        on_error=on_error,
-    )
+    options = {
+        "format": format,
+        "user_column": user_column,
+        "item_column": item_column,
+        "timestamp_column": "" if timestamp_column == "none" else timestamp_column,
+        "min_user_interactions": min_user_interactions,
+        "min_item_interactions": min_item_interactions,
+        "on_error": on_error,
+    }
+    settings = _import_settings(path, config, {name: value for name, value in options.items() if value is not None})
     opened = Store.open(store)
-    result = _ingest(one_file(path, format, opened), settings, opened, as_json)
+    result = _ingest(one_file(path, settings.format, opened), settings, opened, as_json)
     if item_texts is not None:
         _check_item_texts(item_texts, result, opened)
     register(opened, name, path, settings, item_texts=item_texts)
     _print_statistics(name, result, as_json)
+
+
+def _import_settings(path: Path, config: Path | None, options: dict[str, Any]) -> IngestSettings:
+    """The settings of an import: a configuration's, and those of options over them."""
+    settings = pipeline_settings(dataset="", config=config, changes={"ingest": options}).ingest
+    if "format" not in settings.model_fields_set:
+        raise SettingsError(
+            f"Nothing says what format {path} has.",
+            remedy=f"Give --format, or let `p2rec init {path}` write a configuration and give that with --config.",
+        )
+    return settings
 
 
 def _check_item_texts(path: Path, result: StageResult, store: Store) -> None:
@@ -143,6 +176,6 @@ def _print_statistics(dataset: str, result: StageResult, as_json: bool) -> None:
     table.add_column("value", justify="right")
     for name, value in result.info["counts"].items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
-    Console().print(table)
+    print_table(table, markup=True)
     for notice in result.info["notices"]:
         Console().print(f"note: {notice}", highlight=False)

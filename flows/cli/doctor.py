@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.cli.options import DEFAULT_STORE, JsonOption, StoreOption
+from flows.cli.tables import print_table
 from p2rec_core.errors import StoreUnsound
 from storage.artefacts import Store
 from storage.doctor import HealthReport, examine
@@ -63,7 +64,7 @@ def _print(report: HealthReport) -> None:
         ]:
             done = f"done: {finding.mended}" if finding.mended else finding.remedy
             table.add_row(finding.kind, finding.name, finding.problem, done)
-        console.print(table, markup=False)
+        print_table(table)
         if len(report.findings) > _SHOWN:
             console.print(f"… and {len(report.findings) - _SHOWN:,} more; `--json` lists them all.", highlight=False)
     console.print(

@@ -15,6 +15,7 @@ from rich.table import Table
 from flows.cli.matrix_terminal import MatrixView, print_cells, print_outcome
 from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption
 from flows.cli.run import DryRunOption, quiet_prefect, server_configured
+from flows.cli.tables import print_table
 from flows.definitions import built_in, find_definition
 from flows.matrix import CellsFailed, prepared_run, report_of
 from flows.server import server_for_runs
@@ -99,24 +100,38 @@ def show(
     _show(_look(part, opened, parallel), as_json)
 
 
-def list_experiments(*, store: StoreOption = DEFAULT_STORE) -> None:
+def list_experiments(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List the built-in experiments and those that have results in the store."""
-    table = Table("experiment", "cells", "what it is for")
-    for name, known in built_in().items():
-        n_cells = len(known.datasets) * len(known.backbones) * len(known.arms) * len(known.seeds)
-        table.add_row(name, str(n_cells), known.title)
-    Console().print(table, markup=False)
+    known = [
+        {
+            "name": name,
+            "n_cells": len(defined.datasets) * len(defined.backbones) * len(defined.arms) * len(defined.seeds),
+            "title": defined.title,
+        }
+        for name, defined in built_in().items()
+    ]
+    done = []
     if (store / "store.json").exists():
         opened = Store.open(store, create=False)
         for name in recorded(opened):
             record = read_record(opened, name)
-            n_done = len(record.cells) - len(record.missing())
-            Console().print(
-                f"{name}: results of {n_done} of {len(record.cells)} cells in {opened.root}; p2rec report {name}",
-                highlight=False,
-                soft_wrap=True,
-                markup=False,
-            )
+            n_cells = len(record.cells)
+            done.append({"name": name, "n_cells": n_cells, "n_done": n_cells - len(record.missing())})
+    if as_json:
+        sys.stdout.write(json.dumps({"built_in": known, "recorded": done}, ensure_ascii=False) + "\n")
+        return
+    table = Table("experiment", "cells", "what it is for")
+    for row in known:
+        table.add_row(*map(str, row.values()))
+    print_table(table)
+    for entry in done:
+        Console().print(
+            f"{entry['name']}: results of {entry['n_done']} of {entry['n_cells']} cells in {store.absolute()}; "
+            f"p2rec report {entry['name']}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def report(
@@ -125,6 +140,7 @@ def report(
     *,
     store: StoreOption = DEFAULT_STORE,
     out: Annotated[Path | None, Parameter(name="--out", help="Directory to write to; default report-NAME.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Make the report of an experiment: tables, significance tests and figures, of what there is.
 
@@ -140,6 +156,10 @@ def report(
 
     directory = out or Path(f"report-{chosen}")
     write_report(results, directory)
+    if as_json:
+        values = {"experiment": chosen, "path": str(directory), "n_missing": len(results.missing)}
+        sys.stdout.write(json.dumps(values, ensure_ascii=False) + "\n")
+        return
     console = Console()
     console.print(f"The report of {chosen} is in {directory}.", highlight=False, soft_wrap=True)
     if results.missing:

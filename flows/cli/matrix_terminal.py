@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from flows.cli.tables import print_table
 from flows.matrix import result_rows
 from tasks.estimate import duration
 from tasks.matrix_run import CellState, MatrixRun
@@ -95,7 +96,7 @@ def print_cells(run: MatrixRun) -> None:
         label = "cached" if state is CellState.DONE else str(state)
         shown = Text(label, style=_STYLES[label])
         table.add_row(cell.dataset, cell.method, cell.arm, str(cell.seed), shown, Text(why))
-    console.print(table)
+    print_table(table, markup=True)
     console.print(
         f"{counts[CellState.DONE]} of {sum(counts.values())} cells are cached, "
         f"{len(run.results)} of {run.n_nodes} computations."
@@ -123,7 +124,7 @@ def print_outcome(report: dict[str, Any], store: Any) -> None:
         table.add_column(column, justify="left" if column in ("dataset", "backbone", "arm") else "right")
     for row in rows:
         table.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
-    console.print(table)
+    print_table(table, markup=True)
     wrong = [cell for cell in report["cells"] if cell["state"] != "done"]
     for cell in wrong[:_MOST_REASONS]:
         name = f"{cell['dataset']}/{cell['backbone']}/{cell['arm']}/seed {cell['seed']}"

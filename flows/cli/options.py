@@ -13,7 +13,7 @@ StoreOption = Annotated[Path, Parameter(name="--store", env_var="P2REC_STORE", h
 ConfigOption = Annotated[Path | None, Parameter(name=("--config", "-c"), help="TOML file with one table per stage.")]
 SetOption = Annotated[
     list[str] | None,
-    Parameter(name="--set", help="One setting, e.g. --set clusters.n_clusters=20; may be repeated."),
+    Parameter(name="--set", negative="", help="One setting, e.g. --set clusters.n_clusters=20; may be repeated."),
 ]
 JsonOption = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for a program to read.")]
 

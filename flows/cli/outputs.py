@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars
 from p2rec_core.errors import SettingsError
 from storage.artefacts import Store
 from storage.snapshots import Snapshot, read_snapshot
 from tasks.export import (
     NEIGHBOURS,
+    export_faiss,
     export_model,
     export_npy,
     export_parquet,
@@ -167,17 +169,20 @@ def neighbours(
     shown = Table("rank", "item", "cosine", title=f"Nearest to {item_id} by {slot}", title_justify="left")
     for row in answers:
         shown.add_row(str(row["rank"]), row["neighbour_id"], f"{row['similarity']:.4f}")
-    Console().print(shown, markup=False)
+    print_table(shown)
 
 
 def export(
     slot: Annotated[str, Parameter(help="A slot: knowledge, backbone, recommender.sasrec.p2rec, …")],
     /,
     *,
-    to: Annotated[Path, Parameter(name="--to", help="File (parquet) or new directory (npy, model) to write.")],
+    to: Annotated[Path, Parameter(name="--to", help="File (parquet) or new directory (npy, faiss, model) to write.")],
     form: Annotated[
-        Literal["parquet", "npy", "model"],
-        Parameter(name="--format", help="Embeddings as parquet or npy, or a model that another program can load."),
+        Literal["parquet", "npy", "faiss", "model"],
+        Parameter(
+            name="--format",
+            help="Embeddings as parquet, npy or a faiss index, or a model for another program.",
+        ),
     ] = "parquet",
     dataset: DatasetOption = "sample",
     snapshot: SnapshotOption = None,
@@ -186,8 +191,9 @@ def export(
 ) -> None:
     """Write the embeddings of a slot, or a recommender, with the dataset's own item ids.
 
-    parquet: columns item_id and embedding. npy: embeddings.npy and ids.txt. model: model.safetensors, ids.txt and
-    config.json, which ``p2rec_core.inference.Recommender.load`` reads.
+    parquet: columns item_id and embedding. npy: embeddings.npy and ids.txt. faiss: index.faiss, exact and by cosine,
+    and ids.txt. model: model.safetensors, ids.txt and config.json, which ``p2rec_core.inference.Recommender.load``
+    reads.
 
     Examples:
         p2rec export knowledge -d beauty --to knowledge.parquet
@@ -201,7 +207,7 @@ def export(
         _tell(to, {"items": export_model(published, to)} | published.facts(), as_json)
         return
     found = item_vectors(opened, chosen, slot)
-    write = export_parquet if form == "parquet" else export_npy
+    write = {"parquet": export_parquet, "npy": export_npy, "faiss": export_faiss}[form]
     _tell(to, {"items": write(found, to)} | found.facts, as_json)
 
 
@@ -229,7 +235,7 @@ def _print_recommendations(tables: Iterator[pa.Table], title: str, as_json: bool
                 shown.add_section()
             previous = row["user_id"]
             shown.add_row(row["user_id"], str(row["rank"]), row["item_id"], f"{row['score']:.4f}", row["source"])
-    Console().print(shown, markup=False)
+    print_table(shown)
     Console().print(
         f"The first {_SHOWN_USERS} users at the most; --to FILE.parquet writes those of all.", highlight=False
     )

@@ -21,6 +21,7 @@ from flows.cli.options import (
     StoreOption,
 )
 from flows.cli.run import quiet_prefect, server_configured
+from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars, print_report
 from flows.refresh_report import RefreshReport, check_rows, conclusion, renewed
 from flows.server import server_for_runs
@@ -106,7 +107,7 @@ def _print(report: RefreshReport, store: Store) -> None:
         table.add_column(column, justify="right")
     for row in check_rows(report):
         table.add_row(row["check"], str(row["found"]), row["allowed"], row["holds"])
-    console.print(table, markup=False)
+    print_table(table)
     changes = report.changes
     console.print(
         f"{changes['n_rows_added']:.0f} new interactions, {changes['n_new_users']:.0f} new users, "
@@ -132,6 +133,7 @@ def nights(
     late_items: Annotated[float, Parameter(name="--late-items", help="Part of the items that come late.")] = 0.05,
     seed: Annotated[int, Parameter(name="--seed", help="Of who comes late, and when.")] = 1,
     store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
 ) -> None:
     """Cut a dataset into nights to try `p2rec refresh` with: night-0.parquet, night-1.parquet and so on.
 
@@ -153,8 +155,13 @@ def nights(
     )
     with os_errors(to):
         make_directory(to)
+    paths: list[str] = []
     for night, data in enumerate(tables):
         path = to / f"night-{night}.parquet"
         with os_errors(path):
             path.write_bytes(data)
-        Console().print(str(path), highlight=False, soft_wrap=True, markup=False)
+        paths.append(str(path))
+        if not as_json:
+            Console().print(str(path), highlight=False, soft_wrap=True, markup=False)
+    if as_json:
+        sys.stdout.write(json.dumps({"dataset": dataset, "files": paths}, ensure_ascii=False) + "\n")

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -152,14 +152,7 @@ def _dry_run(
         slots = upstream(slots, chosen_slots(slots, stage))
     elif stage is not None:
         chosen_slots(slots, stage)
-    planned = list(plan(slots, opened, _present(opened, dataset)))
-    if as_json:
-        rows: list[dict[str, Any]] = [
-            {"slot": p.slot.name, "key": p.key, "cached": p.cached, "reason": p.reason} for p in planned
-        ]
-        sys.stdout.write(json.dumps(rows) + "\n")
-    else:
-        print_plan(planned)
+    print_plan(list(plan(slots, opened, _present(opened, dataset))), as_json=as_json)
 
 
 def _present(store: Store, dataset: str) -> dict[str, ArtefactRef]:

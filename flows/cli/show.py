@@ -20,6 +20,7 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
 )
+from flows.cli.tables import print_table
 from flows.cli.terminal import print_plan
 from flows.prepare import prepared_slots
 from p2rec_core.errors import SettingsError
@@ -62,7 +63,7 @@ def show(
             dataset=dataset, profile=profile, recipe=recipe, config=config, assignments=assignments or ()
         )
         slots, _ = prepared_slots(dataset, settings, opened)
-        print_plan(list(plan(slots, opened, read_snapshot(opened, dataset).entries)))
+        print_plan(list(plan(slots, opened, read_snapshot(opened, dataset).entries)), as_json=as_json)
         return
     chosen = read_snapshot(opened, dataset, snapshot)
     for note in chosen.notes:
@@ -108,7 +109,7 @@ def _show_snapshot(store: Store, snapshot: Snapshot, as_json: bool) -> None:
             f"{a.manifest.wall_s:.1f}",
             f"{a.stage}/{a.key[:12]}",
         )
-    Console().print(table)
+    print_table(table, markup=True)
     numbers = ", ".join(str(s.number) for s in list_snapshots(store, snapshot.dataset))
     unique = {a.path: sum(e.bytes for e in a.files.values()) for a in artefacts.values()}
     Console().print(
@@ -166,7 +167,7 @@ def query(
     dataset: DatasetOption = "sample",
     snapshot: SnapshotOption = None,
     parameters: Annotated[
-        list[str] | None, Parameter(name=("--param", "-p"), help="Value of the next ?; may be repeated.")
+        list[str] | None, Parameter(name=("--param", "-p"), negative="", help="Value of the next ?; may be repeated.")
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
@@ -196,7 +197,7 @@ def query(
         shown = Table(*table.column_names)
         for row in rows[:_SHOWN_ROWS]:
             shown.add_row(*(_cell(value) for value in row.values()))
-        Console().print(shown, markup=False)
+        print_table(shown)
         rest = f", the first {_SHOWN_ROWS} shown; --csv prints all" if len(rows) > _SHOWN_ROWS else ""
         Console().print(f"{len(rows)} rows{rest}", highlight=False)
 
@@ -217,17 +218,26 @@ def settings(
     recipe: RecipeOption = Recipe.DEFAULT,
     config: ConfigOption = None,
     assignments: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List every setting with its value for a dataset and profile.
 
     Examples:
         p2rec settings -d ml-1m
         p2rec settings --profile gpu
+        p2rec settings -d beauty --json
     """
     chosen = pipeline_settings(
         dataset=dataset, profile=profile, recipe=recipe, config=config, assignments=assignments or ()
     )
+    if as_json:
+        rows = [
+            {"setting": name, "value": json.loads(value), "meaning": meaning}
+            for name, value, meaning in describe_settings(chosen)
+        ]
+        sys.stdout.write(json.dumps(rows, ensure_ascii=False) + "\n")
+        return
     table = Table("setting", "value", "meaning")
     for name, value, meaning in describe_settings(chosen):
         table.add_row(name, value, meaning)
-    Console().print(table, markup=False)
+    print_table(table)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.tables import print_table
 from p2rec_core.errors import StoreError
 from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.settings.experiment import SELECTED_BY
@@ -64,7 +65,7 @@ def snapshots(
             "" if headline is None else f"{headline['value']:.4f} ({_title(headline['method'], headline['variant'])})",
             row["problem"] or "",
         )
-    Console().print(table, markup=False)
+    print_table(table)
 
 
 def _described(store: Store, dataset: str, number: int) -> dict[str, Any]:
@@ -129,9 +130,9 @@ def diff(
     if not changes.slots:
         console.print(f"Snapshots {old} and {new} of {dataset} have the same artefacts.", highlight=False)
         return
-    console.print(_slot_table(changes, dataset), markup=False)
+    print_table(_slot_table(changes, dataset))
     if changes.metrics:
-        console.print(_metric_table(changes), markup=False)
+        print_table(_metric_table(changes))
     for line in _content_lines(changes):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     for note in changes.notes:
@@ -179,26 +180,37 @@ def _content_lines(changes: SnapshotChanges) -> Iterable[str]:
         yield f"{similar.slot} ({similar.table}): {mean} over {similar.n_items:,} items{zero}"
 
 
-def promote(number: NumberArgument, /, *, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE) -> None:
+def promote(
+    number: NumberArgument,
+    /,
+    *,
+    dataset: DatasetOption,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
     """Make a snapshot the current one, after checking that all its artefacts are there.
 
     Example:
         p2rec promote 3 -d beauty
     """
-    _print_current(stored.promote(Store.open(store, create=False), dataset, number))
+    _print_current(stored.promote(Store.open(store, create=False), dataset, number), as_json)
 
 
-def rollback(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE) -> None:
+def rollback(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Go back to the complete snapshot before the current one; the current one stays and can be promoted again.
 
     Example:
         p2rec rollback -d beauty
     """
-    _print_current(stored.rollback(Store.open(store, create=False), dataset))
+    _print_current(stored.rollback(Store.open(store, create=False), dataset), as_json)
 
 
-def _print_current(snapshot: stored.Snapshot) -> None:
+def _print_current(snapshot: stored.Snapshot, as_json: bool) -> None:
     _print_notes(snapshot)
+    if as_json:
+        values = {"dataset": snapshot.dataset, "current": snapshot.number, "created_utc": snapshot.created_utc}
+        sys.stdout.write(json.dumps(values) + "\n")
+        return
     Console().print(
         f"Snapshot {snapshot.number} of {snapshot.dataset}, created {snapshot.created_utc}, is the current one.",
         highlight=False,
@@ -206,25 +218,42 @@ def _print_current(snapshot: stored.Snapshot) -> None:
     )
 
 
-def pin(number: NumberArgument, /, *, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE) -> None:
+def pin(
+    number: NumberArgument,
+    /,
+    *,
+    dataset: DatasetOption,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
     """Keep a snapshot, and what it needs, from being forgotten by `p2rec gc --keep-last`.
 
     Example:
         p2rec pin 3 -d beauty
     """
-    _print_pins(dataset, stored.pin(Store.open(store, create=False), dataset, number))
+    _print_pins(dataset, stored.pin(Store.open(store, create=False), dataset, number), as_json)
 
 
-def unpin(number: NumberArgument, /, *, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE) -> None:
+def unpin(
+    number: NumberArgument,
+    /,
+    *,
+    dataset: DatasetOption,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
     """Take the pin of a snapshot back.
 
     Example:
         p2rec unpin 3 -d beauty
     """
-    _print_pins(dataset, stored.unpin(Store.open(store, create=False), dataset, number))
+    _print_pins(dataset, stored.unpin(Store.open(store, create=False), dataset, number), as_json)
 
 
-def _print_pins(dataset: str, pins: Iterable[int]) -> None:
+def _print_pins(dataset: str, pins: Iterable[int], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps({"dataset": dataset, "pinned": sorted(pins)}) + "\n")
+        return
     Console().print(f"Pinned snapshots of {dataset}: {', '.join(map(str, sorted(pins))) or 'none'}.", highlight=False)
 
 
@@ -273,7 +302,7 @@ def _print_garbage(report: GarbageReport, store: Store) -> None:
         table.add_column("MiB", justify="right")
         for item in report.removed[:_SHOWN_ITEMS]:
             table.add_row(str(item.kind), item.name, item.reason, f"{item.n_bytes / _MIB:.2f}")
-        console.print(table, markup=False)
+        print_table(table)
         if len(report.removed) > _SHOWN_ITEMS:
             console.print(f"… the first {_SHOWN_ITEMS} shown; --json prints all", highlight=False)
     verb = "would be removed" if report.dry_run else "removed"

@@ -1,5 +1,7 @@
 """What the command line shows on a terminal: bars, tables, and where to go next."""
 
+import json
+import sys
 import time
 from types import TracebackType
 from typing import Self
@@ -8,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from flows.cli.tables import print_table
 from flows.report import RunReport
 from flows.summary import cold_note, label, language_model_note, metrics_rows
 from storage.artefacts import Store
@@ -70,10 +73,10 @@ class StageBars:
 def print_report(report: RunReport, store: Store) -> None:
     """The end of a run: stages, metrics, where things are and what to try."""
     console = Console()
-    console.print(_stage_table(report))
+    print_table(_stage_table(report), markup=True)
     rows = metrics_rows(report)
     if rows:
-        console.print(_metrics_table(report, rows))
+        print_table(_metrics_table(report, rows), markup=True)
         for note in (cold_note(report), language_model_note(report)):
             if note:
                 console.print(f"  {note}", highlight=False)
@@ -125,13 +128,17 @@ def _metrics_table(report: RunReport, rows: list[dict[str, object]]) -> Table:
     return table
 
 
-def print_plan(planned: list[PlannedSlot]) -> None:
+def print_plan(planned: list[PlannedSlot], *, as_json: bool) -> None:
     """What a run would do."""
+    if as_json:
+        rows = [{"slot": p.slot.name, "key": p.key, "cached": p.cached, "reason": p.reason} for p in planned]
+        sys.stdout.write(json.dumps(rows, ensure_ascii=False) + "\n")
+        return
     table = Table("slot", "would be", "why", "artefact")
     for entry in planned:
         what = "[green]reused[/]" if entry.cached else "[yellow]computed[/]"
         place = f"{entry.slot.stage}/{entry.key[:12]}" if entry.key else "not known yet"
         table.add_row(entry.slot.name, what, entry.reason or "cached and whole", place)
-    Console().print(table)
+    print_table(table, markup=True)
     n_cached = sum(entry.cached for entry in planned)
     Console().print(f"{n_cached} of {len(planned)} slots are cached.", highlight=False)

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from p2rec_core.settings.base import Settings
 
@@ -39,8 +39,9 @@ class IngestSettings(Settings):
     """Column of the users, where the layout has names."""
     item_column: str = Field("item_id", min_length=1)
     """Column of the items, where the layout has names."""
-    timestamp_column: str | None = Field("timestamp", min_length=1)
-    """Column of the times, where the layout has names. Null keeps the order of the file."""
+    timestamp_column: str | None = "timestamp"
+    """Column of the times, where the layout has names. Null (in TOML an empty text) keeps the order of
+    the file."""
     min_user_interactions: int = Field(5, ge=1)
     """k-core: users with fewer interactions are dropped, to a fixed point with the items."""
     min_item_interactions: int = Field(5, ge=1)
@@ -53,3 +54,8 @@ class IngestSettings(Settings):
     """Part of the rows that quarantine may reject."""
     seed: int = Field(1, ge=0, lt=2**31)
     """Seed of the permutation that numbers the items."""
+
+    @field_validator("timestamp_column", mode="before")
+    @classmethod
+    def _empty_is_none(cls, name: object) -> object:
+        return None if name == "" else name  # TOML has no null

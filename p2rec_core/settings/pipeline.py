@@ -292,7 +292,7 @@ def _explain(entry: Any) -> str:
     return f"{location}: there is no such setting ({hint})"
 
 
-def _which_backbones(name: str) -> str:
+def which_backbones(name: str) -> str:
     """What the registry says of an encoder's setting."""
     if name == "backbone":
         return f" One of {', '.join(sorted(ENCODERS))}."
@@ -313,7 +313,7 @@ def describe_settings(settings: PipelineSettings) -> list[tuple[str, str, str]]:
                 dumped = group.model_dump(mode="json").get(name)
                 text = " ".join((field.description or "").split())
                 if isinstance(group, EncoderSettings):
-                    text += _which_backbones(name)
+                    text += which_backbones(name)
                 rows.append((f"{prefix}{name}", json.dumps(dumped, ensure_ascii=False), text))
 
     walk(settings, "")

@@ -129,6 +129,14 @@ def test_a_dry_run_finds_an_artefact_that_lacks_a_file(filled: Path, sets: list[
     assert "centroids" in slots["clusters"]["reason"]
 
 
+def test_a_plan_for_a_program(filled: Path, sets: list[str]) -> None:
+    call = p2rec("show", "--plan", "--json", "--store", filled, *sets, "--set", "clusters.n_clusters=9")
+    assert call.returncode == 0, call.stderr
+    slots = {row["slot"]: row["cached"] for row in json.loads(call.stdout)}
+    assert slots["backbone"]
+    assert not slots["clusters"]
+
+
 @pytest.mark.parametrize(
     ("sql", "parameters", "n_rows"),
     [
@@ -183,8 +191,8 @@ def test_data_import_of_a_csv_and_its_run_plan(tmp_path: Path) -> None:
         "data", "import", tmp_path / "clicks.csv", "--name", "clicks", "--format", "csv", *columns, "--store", store
     )
     assert call.returncode == 0, call.stderr
-    counts = dict(line.strip("│ ").split("│") for line in call.stdout.splitlines() if line.startswith("│"))
-    assert {name.strip(): value.strip() for name, value in counts.items()}["n_interactions"] == "48"
+    counts = dict(line.split("\t") for line in call.stdout.splitlines() if "\t" in line)
+    assert counts["n_interactions"] == "48"
     planned = p2rec("run", "-d", "clicks", "--dry-run", "--json", "--store", store)
     assert {row["slot"]: row["cached"] for row in json.loads(planned.stdout)}["ingest"] is True
     assert "clicks" in p2rec("data", "list", "--store", store).stdout

@@ -1,0 +1,87 @@
+"""Settings for a dataset of one's own, by its size.
+
+The general defaults are those of Amazon Beauty (12,101 items, 198,502 interactions) and the paper; the embedded sample
+(480 items, 10,985 interactions) has others. What lies between goes by the number of items or interactions.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from p2rec_core.settings.pipeline import PipelineSettings
+
+ITEMS_PER_CLUSTER = 40
+"""The sample has 480 items in 12 clusters."""
+ITEMS_PER_FINER_CLUSTER = 8
+ITEMS_PER_COMPONENT = 15
+FEW_INTERACTIONS = 50_000
+"""Below, a step of the general batch size would be too large a part of an epoch."""
+LONGEST = 200
+_ROUNDED = 50
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """How large a dataset is, after its filter.
+
+    Attributes:
+        n_users: Users.
+        n_items: Items.
+        n_interactions: Interactions.
+        longest: Length that nine of ten users' sequences do not exceed.
+    """
+
+    n_users: int
+    n_items: int
+    n_interactions: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A value for a setting.
+
+    Attributes:
+        name: Its dotted name.
+        value: JSON value.
+        why: Why this one, in a few words.
+    """
+
+    name: str
+    value: Any
+    why: str
+
+
+def proposals(sizes: DataSizes) -> list[Proposal]:
+    """Values that suit a dataset of this size; what is not among them has the general default.
+
+    Args:
+        sizes: How large the dataset is.
+    """
+    defaults = PipelineSettings()
+    items = f"{sizes.n_items:,} items"
+    n_clusters = max(2, min(defaults.clusters.n_clusters, sizes.n_items // ITEMS_PER_CLUSTER))
+    n_finer = min(defaults.clusters.finer[0], sizes.n_items // ITEMS_PER_FINER_CLUSTER)
+    n_components = max(1, min(defaults.fusion.n_components, sizes.n_items // ITEMS_PER_COMPONENT))
+    found = [
+        Proposal("clusters.n_clusters", n_clusters, f"{items}, about {ITEMS_PER_CLUSTER} or more in each"),
+        Proposal("clusters.finer", [n_finer] if n_finer > n_clusters else [], items),
+        Proposal("fusion.n_components", n_components, items),
+    ]
+    for section in ("backbone", "recommender"):
+        found += _of_a_recommender(section, sizes, defaults)
+    return found
+
+
+def _of_a_recommender(section: str, sizes: DataSizes, defaults: PipelineSettings) -> list[Proposal]:
+    """Length and training of the sequential recommender of a section."""
+    general = defaults.recommender
+    rounded = -(-sizes.longest // _ROUNDED) * _ROUNDED
+    length = min(LONGEST, max(general.encoder.max_length, rounded))
+    few = sizes.n_interactions < FEW_INTERACTIONS
+    why = f"{sizes.n_interactions:,} interactions"
+    return [
+        Proposal(f"{section}.encoder.max_length", length, f"nine of ten users have {sizes.longest} items at the most"),
+        Proposal(f"{section}.training.batch_positions", 512 if few else general.training.batch_positions, why),
+        Proposal(f"{section}.training.learning_rate", 5e-3 if few else general.training.learning_rate, why),
+        Proposal(f"{section}.training.max_epochs", 12 if few else general.training.max_epochs, why),
+    ]

@@ -1,0 +1,159 @@
+"""From a file of one's own to a configuration, an import and a plan."""
+
+import json
+import shlex
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.cli import app
+from p2rec_core.errors import P2RecError
+from p2rec_core.settings.data import IngestSettings
+from p2rec_core.settings.pipeline import pipeline_settings
+from storage.artefacts import Store
+from tasks.sources import find_source
+
+
+class Answer(NamedTuple):
+    """How a command ended and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def p2rec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Run a command in a directory of its own, beside ``clicks.csv``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = "".join(f"u{u},i{(u + n) % 8},{1_600_000_000 + 60 * n}\n" for u in range(8) for n in range(6))
+    Path("clicks.csv").write_text("visitor,sku,time\n" + rows)
+
+    def p2rec(command: str) -> Answer:
+        try:
+            app(shlex.split(command)[1:], result_action="return_value")
+        except P2RecError as error:
+            return Answer(error.exit_status, capsys.readouterr().out, f"{error.problem} {error.remedy}")
+        return Answer(0, *capsys.readouterr())
+
+    return p2rec
+
+
+def test_the_configuration_is_commented_and_what_follows_works(p2rec):
+    call = p2rec("p2rec init clicks.csv")
+    assert call.returncode == 0, call.stderr
+    text = Path("clicks.toml").read_text()
+    values = tomllib.loads(text)
+    assert values["ingest"] == {
+        "format": "csv",
+        "user_column": "visitor",
+        "item_column": "sku",
+        "timestamp_column": "time",
+        "min_user_interactions": 5,
+        "min_item_interactions": 5,
+        "on_error": "strict",
+    }
+    lines = text.splitlines()
+    assert all(lines[n - 1].startswith("# Here: ") for n, line in enumerate(lines) if " = " in line and line[0] != "#")
+    follows = [line.strip() for line in call.stdout.splitlines() if line.startswith("  p2rec ")]
+    assert follows == [line.strip("# ") for line in lines if line.startswith("#     p2rec ")]
+    assert len(follows) == 3
+    imported = p2rec(follows[0])
+    assert imported.returncode == 0, imported.stderr
+    planned = p2rec(f"{follows[1]} --dry-run --json")
+    assert planned.returncode == 0, planned.stderr
+    assert {row["slot"]: row["cached"] for row in json.loads(planned.stdout)}["ingest"]
+    _, bound, _ = app.parse_args(shlex.split(follows[2])[1:], exit_on_error=False, print_error=False)
+    assert bound.arguments["dataset"] == "clicks"
+
+
+def test_nothing_is_overwritten_and_nothing_is_left_beside(p2rec):
+    Path("clicks.toml").write_text("mine")
+    before = sorted(Path().iterdir())
+    call = p2rec("p2rec init clicks.csv")
+    assert (call.returncode, Path("clicks.toml").read_text()) == (2, "mine")
+    assert "clicks.toml is there already. Name another file with --to" in call.stderr
+    assert sorted(Path().iterdir()) == before
+
+
+def test_json_for_a_program(p2rec):
+    call = p2rec("p2rec init clicks.csv --name mine --to other.toml --json")
+    said = json.loads(call.stdout)
+    assert (said["path"], said["dataset"], said["format"]) == ("other.toml", "mine", "csv")
+    assert (said["found"]["n_rows"], said["found"]["core"]["n_users"]) == (48, 8)
+    assert said["next"][0] == "p2rec data import clicks.csv --name mine --config other.toml"
+    settings = pipeline_settings(dataset="mine", config=Path("other.toml"))
+    for name, value in said["settings"].items():
+        found = settings
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert found == (tuple(value) if isinstance(value, list) else value), name
+
+
+def test_the_order_of_the_file_survives_toml(p2rec):
+    assert p2rec("p2rec init clicks.csv --timestamp-column none").returncode == 0
+    assert pipeline_settings(dataset="x", config=Path("clicks.toml")).ingest.timestamp_column is None
+    assert p2rec("p2rec data import clicks.csv --name clicks -c clicks.toml").returncode == 0
+    source = find_source("clicks", Store.open(Path(".p2rec")))
+    assert source.ingest_settings(IngestSettings()).timestamp_column is None
+
+
+def test_a_directory_of_partitions(p2rec):
+    rows = [(f"u{u}", f"i{n}", n) for u in range(6) for n in range(6)]
+    Path("days").mkdir()
+    for day in range(2):
+        users, items, times = zip(*rows[day::2], strict=True)
+        table = pa.table({"user_id": users, "item_id": items, "timestamp": times})
+        pq.write_table(table, f"days/2026-01-0{day + 1}.parquet")
+    assert "Say with --format" in p2rec("p2rec init days").stderr
+    call = p2rec("p2rec init days --format parquet --json")
+    assert call.returncode == 0, call.stderr
+    assert json.loads(call.stdout)["found"]["n_rows"] == 36
+    assert p2rec(json.loads(call.stdout)["next"][0]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [
+        ("p2rec init none.csv", 3, "none.csv does not exist"),
+        ("p2rec init clicks.csv --name beauty", 2, "'beauty' is the name of a known dataset"),
+        ("p2rec init clicks.csv --name A/b", 4, "'A/b' cannot be used as a dataset"),
+        ("p2rec init clicks.csv --user-column who", 3, "there is no column 'who'"),
+        ("p2rec init clicks.csv --to no/where/x.toml --json", 0, ""),
+        ("p2rec init clicks.csv --to clicks.csv/x.toml", 4, "cannot be written"),
+        ("p2rec data import clicks.csv --name clicks", 2, "let `p2rec init clicks.csv` write a configuration"),
+    ],
+)
+def test_what_is_wrong_is_said(p2rec, command, status, said):
+    call = p2rec(command)
+    assert call.returncode == status, call
+    assert said in call.stderr
+
+
+def test_options_of_an_import_go_before_its_configuration(p2rec):
+    p2rec("p2rec init clicks.csv")
+    call = p2rec("p2rec data import clicks.csv --name clicks -c clicks.toml --min-user-interactions 3 --json")
+    assert call.returncode == 0, call.stderr
+    store = Store.open(Path(".p2rec"))
+    remembered = find_source("clicks", store).ingest_settings(IngestSettings())
+    assert (remembered.min_user_interactions, remembered.min_item_interactions) == (3, 5)
+
+
+def test_a_run_may_filter_otherwise_but_not_read_otherwise(p2rec):
+    p2rec("p2rec init clicks.csv")
+    p2rec("p2rec data import clicks.csv --name clicks -c clicks.toml --min-user-interactions 3")
+    source = find_source("clicks", Store.open(Path(".p2rec")))
+    whole = IngestSettings.model_validate(IngestSettings().model_dump())  # as after a way through JSON
+    assert source.ingest_settings(whole).min_user_interactions == 3
+    assert source.ingest_settings(IngestSettings(min_user_interactions=4)).min_user_interactions == 4
+    assert source.ingest_settings(IngestSettings(min_user_interactions=4)).user_column == "visitor"
+    call = p2rec("p2rec run -d clicks --dry-run --set ingest.user_column=who")
+    assert call.returncode == 2
+    assert "ingest.user_column = 'who', but the file of 'clicks' was imported with 'visitor'" in call.stderr
+    assert "import anew" in call.stderr
