@@ -14,10 +14,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.faults.disk_errors import disk_rows
+from tests.faults.flips import flip_rows
 from tests.faults.kills import kill_rows
+from tests.faults.power import power_rows
+from tests.faults.resume import resume_rows
 from tests.faults.rows import Row, table
 
-PARTS = {"a": kill_rows}
+PARTS = {"a": kill_rows, "b": flip_rows, "c": power_rows, "d": disk_rows, "e": resume_rows}
 
 
 def main() -> int:

@@ -93,3 +93,50 @@ def test_a_dataset_may_be_a_directory_that_grows(days, tmp_path):
     second = find_source("clicks", store)
     assert second.path.read_text() == "user_id,item_id\na,x\nb,y\n"
     assert ingest_call(first.path, settings).key() != ingest_call(second.path, settings).key()
+
+
+def test_a_joined_file_that_is_damaged_is_made_anew(days, place):
+    """What a power cut left of it, or a flipped bit, is never taken for the data."""
+    for day in range(2):
+        (days / f"{day}.csv").write_text(f"user_id,item_id\nu{day},x\n")
+    path = joined(days, "csv", place)
+    good = path.read_bytes()
+    for damaged in (b"", good[:-5], good.replace(b"u1", b"u3")):
+        path.write_bytes(damaged)
+        assert joined(days, "csv", place) == path
+        assert path.read_bytes() == good
+    assert list(place.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:20] + b"?" + data[21:]])
+def test_a_damaged_archive_among_partitions_is_named(days, place, damage):
+    (days / "1.csv").write_text("user_id,item_id\na,x\n")
+    text = "user_id,item_id\n" + "".join(f"u{n},i{n * n}\n" for n in range(99))
+    (days / "2.csv.gz").write_bytes(damage(gzip.compress(text.encode())))
+    with pytest.raises(DataError, match=r"2\.csv\.gz is a damaged gzip archive"):
+        joined(days, "csv", place)
+    assert list(place.iterdir()) == []
+
+
+def test_a_header_that_is_not_utf_8_is_compared_all_the_same(days, place):
+    (days / "1.csv").write_bytes("user_id,größe\na,x\n".encode("latin1"))
+    (days / "2.csv").write_text("user_id,item_id\na,x\n")
+    with pytest.raises(DataError, match=r"2\.csv has the columns user_id,item_id"):
+        joined(days, "csv", place)
+
+
+def test_a_partition_that_changes_while_it_is_joined_is_refused(days, place, monkeypatch):
+    from storage.ingest import partitions
+
+    path = days / "1.csv"
+    path.write_text("user_id,item_id\na,x\n")
+    honest = partitions._join_text
+
+    def join_then_write(*args, **options):
+        honest(*args, **options)
+        path.write_text("user_id,item_id\na,y\n")
+
+    monkeypatch.setattr(partitions, "_join_text", join_then_write)
+    with pytest.raises(DataError, match=r"1\.csv changed while it was being read"):
+        joined(days, "csv", place)
+    assert list(place.iterdir()) == []
