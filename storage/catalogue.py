@@ -46,6 +46,8 @@ class Catalogue:
 
     def __init__(self, store: Store, snapshot: Snapshot, *, memory_limit: str = "2GB", threads: int = 2) -> None:
         sources = _sources(store, snapshot)
+        self._sources = [(table, source.artefact) for table, parts in sources.items() for source in parts]
+        self._views: dict[str, dict[str, str]] = {}
         try:
             self._connection = duckdb.connect(
                 ":memory:",
@@ -65,11 +67,11 @@ class Catalogue:
             self._connection.execute("SET enable_external_access = false")
             self._connection.execute("SET lock_configuration = true")
         except duckdb.Error as error:
+            self._verify()
             raise StoreError(
                 f"Snapshot {snapshot.number} of '{snapshot.dataset}' cannot be opened: {error}.",
                 remedy=REBUILD,
             ) from error
-        self._sources = [(table, source.artefact) for table, parts in sources.items() for source in parts]
         self._views = {table: self._columns(table) for table in sorted(sources)}
 
     def __enter__(self) -> Self:
@@ -100,8 +102,7 @@ class Catalogue:
             ArtefactDamaged: A table of the snapshot is damaged.
             ArtefactMissing: A table of the snapshot is gone.
         """
-        for table, artefact in self._sources:
-            artefact.whole_file(table)
+        self._verify()
         try:
             statements = self._connection.extract_statements(sql)
             kinds = [statement.type.name for statement in statements]
@@ -113,6 +114,7 @@ class Catalogue:
             bound = dict(parameters) if isinstance(parameters, Mapping) else list(parameters or ())
             return self._connection.sql(sql, params=bound or None).to_arrow_table()
         except duckdb.Error as error:
+            self._verify()  # garbage collection may have taken a table meanwhile
             raise StoreError(
                 f"DuckDB refuses the query: {error}.",
                 remedy=f"Views: {', '.join(self._views) or 'none'}; `DESCRIBE <view>` lists columns.",
@@ -201,6 +203,11 @@ class Catalogue:
             """,
             {"cluster": cluster, "n": n},
         )
+
+    def _verify(self) -> None:
+        """Compare every table with its manifest."""
+        for table, artefact in self._sources:
+            artefact.whole_file(table)
 
     def _columns(self, view: str) -> dict[str, str]:
         described = self.query(f"DESCRIBE {_name(view)}").select(["column_name", "column_type"]).to_pylist()

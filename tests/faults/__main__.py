@@ -20,8 +20,9 @@ from tests.faults.kills import kill_rows
 from tests.faults.power import power_rows
 from tests.faults.resume import resume_rows
 from tests.faults.rows import Row, table
+from tests.faults.together import together_rows
 
-PARTS = {"a": kill_rows, "b": flip_rows, "c": power_rows, "d": disk_rows, "e": resume_rows}
+PARTS = {"a": kill_rows, "b": flip_rows, "c": power_rows, "d": disk_rows, "e": resume_rows, "f": together_rows}
 
 
 def main() -> int:

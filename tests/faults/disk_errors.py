@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,32 +18,30 @@ from tests.storage.crash_driver import STEPS
 
 PART = "d disk error"
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EMFILE)
-_CLEANING = ("unlink", "rmdir")
-"""What only tidies up: failing there leaves something for garbage collection."""
+_TIDYING = "tidying"
+"""What removes a directory that is of no use any more: failing there leaves it to garbage collection."""
 
 
 def disk_rows(directory: Path, *, quick: bool) -> list[Row]:
-    """Every operation, every step, every error; the quick form takes every 5th step of two errors."""
+    """Every operation, every step, every error; the quick form takes every 7th step of two errors."""
     template = fill(directory / "template").root
     operations = OPERATIONS[1:2] if quick else OPERATIONS
-    rows = [
-        _failed(template, directory, operation, error, 5 if quick else 1)
-        for operation in operations
-        for error in (ERRORS[:2] if quick else ERRORS)
-    ]
+    errors, stride = (ERRORS[:2], 7) if quick else (ERRORS, 1)
+    rows = [failed(template, directory, operation, errors, stride) for operation in operations]
     return [*rows, _short(template, directory)]
 
 
 @contextmanager
 def failing(step: int, error: int) -> Iterator[list[str]]:
-    """Raise an error of the operating system at a step; gives the functions' names that came to it."""
+    """Raise an error of the operating system at a step; gives the name of the function that came to it."""
     counter, failed = itertools.count(1), list[str]()
     real = {name: getattr(os, name) for name in STEPS}
 
     def wrap(name: str) -> Callable[..., Any]:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if next(counter) == step:
-                failed.append(name)
+                tidying = sys._getframe(1).f_code.co_filename == shutil.__file__
+                failed.append(_TIDYING if tidying else name)
                 raise OSError(error, os.strerror(error), None if isinstance(args[0], int) else str(args[0]))
             return None if name == "fsync" else real[name](*args, **kwargs)
 
@@ -57,24 +56,26 @@ def failing(step: int, error: int) -> Iterator[list[str]]:
             setattr(os, name, function)
 
 
-def _failed(template: Path, directory: Path, operation: Operation, error: int, stride: int) -> Row:
+def failed(template: Path, directory: Path, operation: Operation, errors: tuple[int, ...], stride: int) -> Row:
     expected = undisturbed(template, operation, directory / "undisturbed")
-    with Timed(Row(PART, f"{errno.errorcode[error]}: {operation.name}")) as row:
-        for step in itertools.count(1, stride):
-            root = directory / "disturbed"
-            shutil.copytree(template, root)
-            raised: Exception | None = None
-            with failing(step, error) as failed:
-                try:
-                    operation.run(Store(root))
-                except Exception as caught:
-                    raised = caught
-            if failed:
-                _judge(Store(root), operation, expected, row, f"step {step}, {failed[0]}", error, raised)
-            shutil.rmtree(root)
-            if not failed:
-                break
-    row.facts["steps"] = step - 1
+    with Timed(Row(PART, operation.name)) as row:
+        for error in errors:
+            for step in itertools.count(1, stride):
+                root = directory / "disturbed"
+                shutil.copytree(template, root)
+                raised: Exception | None = None
+                with failing(step, error) as failed:
+                    try:
+                        operation.run(Store(root))
+                    except Exception as caught:
+                        raised = caught
+                if failed:
+                    _judge(Store(root), operation, expected, row, f"step {step}, {failed[0]}", error, raised)
+                shutil.rmtree(root)
+                if not failed:
+                    break
+            row.most("steps", step - 1)
+    row.facts["errors"] = len(errors)
     return row
 
 
@@ -97,7 +98,7 @@ def _judge(
         return
     unclear = _unclear(raised, store, what, error)
     left = [p for p in store.staging.iterdir() if not p.name.startswith("removed.")]
-    if raised is not None and left and not what.endswith(_CLEANING):
+    if raised is not None and left and not what.endswith(_TIDYING):
         unclear = unclear or f"{left[0]} was left behind"
     problem, took = settle(store, operation, expected)
     row.most("longest rerun s", took)
@@ -108,7 +109,7 @@ def _judge(
 def _unclear(raised: Exception | None, store: Store, what: str, error: int) -> str | None:
     """What an error lacks of: its kind, the path, the bytes, the reason, the remedy."""
     if raised is None:
-        return None if what.endswith((*_CLEANING, "mkdir")) else "nothing was raised"
+        return None if what.endswith((_TIDYING, "unlink", "mkdir")) else "nothing was raised"
     if not isinstance(raised, StoreError):
         return f"no clear error but {type(raised).__name__}: {raised}"
     if str(store.root) not in raised.problem or os.strerror(error) not in raised.problem or not raised.remedy:

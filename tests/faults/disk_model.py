@@ -237,7 +237,7 @@ def states(before: Disk, steps: list[Step], *, seed: int) -> Iterator[tuple[int,
         How many steps were done, what was lost, and the disk. After the last step a state with all that was not
         flushed gone comes first.
     """
-    draw = random.Random(seed)  # noqa: S311
+    draw = random.Random(seed)
     seen: set[int] = set()
     for done in range(len(steps), -1, -1):
         durable, pending = _split(steps[:done])

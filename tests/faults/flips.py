@@ -54,10 +54,10 @@ class Target:
 def flip_rows(directory: Path, *, quick: bool) -> list[Row]:
     """Every kind of file; the quick form injects a twentieth."""
     share = 20 if quick else 1
-    return [_damaged(target, share) for target in targets(directory)]
+    return [damaged(target, share) for target in targets(directory)]
 
 
-def _damaged(target: Target, share: int) -> Row:
+def damaged(target: Target, share: int) -> Row:
     good = target.path.read_bytes()
     expected, told = target.read()
     assert not told, f"{target.name}: something is wrong before anything was injected"
@@ -86,7 +86,7 @@ def _judge(target: Target, expected: object, what: str) -> tuple[Fate, str]:
 
 def injections(good: bytes, share: int) -> Iterator[tuple[str, bytes]]:
     """Damaged versions of a file's content: bits anywhere, ends cut off, blocks of zeros."""
-    draw = random.Random(SEED)  # noqa: S311
+    draw = random.Random(SEED)
     bits = draw.sample(range(8 * len(good)), min(FLIPS // share, 8 * len(good)))
     for bit in bits:
         changed = bytearray(good)

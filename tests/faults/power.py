@@ -18,10 +18,10 @@ def power_rows(directory: Path, *, quick: bool) -> list[Row]:
     """Every operation, in every state that a cut may leave; the quick form looks at every 25th of two."""
     template = fill(directory / "template").root
     operations = OPERATIONS[1:2] + OPERATIONS[5:6] if quick else OPERATIONS
-    return [_cut(template, directory, operation, 25 if quick else 1) for operation in operations]
+    return [cut(template, directory, operation, 25 if quick else 1) for operation in operations]
 
 
-def _cut(template: Path, directory: Path, operation: Operation, stride: int) -> Row:
+def cut(template: Path, directory: Path, operation: Operation, stride: int) -> Row:
     expected = undisturbed(template, operation, directory / "undisturbed")
     root = directory / "recorded"
     shutil.copytree(template, root)

@@ -286,3 +286,23 @@ def test_a_table_that_changes_between_two_queries_is_not_read_any_more(tmp_path:
             catalogue.query("FROM items")
         path.write_bytes(good)
         assert catalogue.query("FROM items").equals(expected)
+
+
+def test_a_table_that_is_collected_while_the_snapshot_is_opened_is_missing(
+    tmp_path: Path, tables: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path / "store")
+    with store.write("s", "k", settings={}, inputs={}, fingerprint="f") as writer:
+        writer.table("items", tables.items)
+        artefact = writer.publish({}, 0.0)
+    snapshot = publish_snapshot(store, "tiny", {"ingest": artefact.ref()}, {})
+    real, looks = Catalogue._verify, iter(range(9))
+
+    def verify_then_lose(catalogue: Catalogue) -> None:
+        real(catalogue)
+        if next(looks) == 0:
+            shutil.rmtree(artefact.path)
+
+    monkeypatch.setattr(Catalogue, "_verify", verify_then_lose)
+    with pytest.raises(ArtefactMissing, match=r"items\.parquet is missing"):
+        Catalogue(store, snapshot)
