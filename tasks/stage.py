@@ -14,10 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, DataError
 from p2rec_core.progress import Progress, silent
 from p2rec_core.settings.pipeline import RuntimeSettings
 from storage.artefacts import Artefact, ArtefactRef, ArtefactWriter, InputRef, Store, content_key
+from storage.disk import hash_file
 from storage.snapshots import mark_used
 from tasks.fingerprint import code_fingerprint
 from tasks.machine import machine_facts
@@ -75,6 +76,8 @@ class StageCall:
         inputs: Input name → artefact and the file of it that is read. Only the file's content enters the key.
         compute: Writes tables through the context and returns facts for the manifest: counts, metrics, notes.
         sources: Files outside the store: name → sha256 of the content.
+        files: Where those of ``sources`` are that are single files, by the same name; what is computed is published
+            only if they still have that content afterwards.
         extra_modules: Modules that compute it and that ``module`` finds by name instead of importing them.
     """
 
@@ -84,6 +87,7 @@ class StageCall:
     inputs: Mapping[str, tuple[ArtefactRef, str]]
     compute: Callable[[StageContext], dict[str, Any]]
     sources: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
     extra_modules: tuple[str, ...] = ()
 
     def input_refs(self) -> dict[str, InputRef]:
@@ -235,4 +239,10 @@ def _compute(
     ) as writer:
         context = StageContext(inputs, writer, store.workspace(call.stage, key), runtime, progress)
         info = call.compute(context) | {"machine": machine_facts(runtime)}
+        for name, path in call.files.items():
+            if not path.is_file() or hash_file(path) != call.sources[name]:
+                raise DataError(
+                    f"{path} changed while the stage {call.stage} read it.",
+                    remedy="Wait until its writer has finished, then run again.",
+                )
         return writer.publish(info, time.monotonic() - begun, replace=replace)

@@ -13,7 +13,7 @@ from rich.table import Table
 from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from flows.cli.terminal import StageBars
 from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
-from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings
+from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings, validated
 from storage.artefacts import Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE
 from storage.ingest.item_text import read_item_texts
@@ -72,7 +72,7 @@ def describe(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_j
 
 
 def import_file(
-    path: Annotated[Path, Parameter(help="The file of interactions, or a directory of its partitions.")],
+    path: Annotated[Path, Parameter(help="The file of interactions, a directory of its partitions, or a pattern.")],
     /,
     *,
     name: Annotated[str, Parameter(name="--name", help="Name to give it: a-z 0-9 . _ -")],
@@ -82,6 +82,14 @@ def import_file(
     timestamp_column: Annotated[
         str | None, Parameter(name="--timestamp-column", help='"none" keeps the order of the file.')
     ] = "timestamp",
+    encoding: Annotated[str, Parameter(name="--encoding", help="Of a text file, such as latin-1.")] = "utf-8",
+    normalise_ids: Annotated[
+        bool, Parameter(name="--normalise-ids", negative="", help="Bring ids into composed form (NFC).")
+    ] = False,
+    first_day: Annotated[
+        str | None, Parameter(name="--first-day", help="Reject interactions before it (UTC, 2020-01-31).")
+    ] = None,
+    last_day: Annotated[str | None, Parameter(name="--last-day", help="Reject interactions after it.")] = None,
     min_user_interactions: Annotated[int, Parameter(name="--min-user-interactions")] = 5,
     min_item_interactions: Annotated[int, Parameter(name="--min-item-interactions")] = 5,
     on_error: Annotated[
@@ -100,15 +108,20 @@ def import_file(
         p2rec data import clicks.csv --name clicks --format csv --user-column visitor --item-column sku
         p2rec data import ratings.dat --name ratings --format movielens
     """
-    settings = IngestSettings(
-        format=format,
-        user_column=user_column,
-        item_column=item_column,
-        timestamp_column=None if timestamp_column == "none" else timestamp_column,
-        min_user_interactions=min_user_interactions,
-        min_item_interactions=min_item_interactions,
-        on_error=on_error,
-    )
+    chosen = {
+        "format": format,
+        "user_column": user_column,
+        "item_column": item_column,
+        "timestamp_column": None if timestamp_column == "none" else timestamp_column,
+        "encoding": encoding,
+        "normalise_ids": normalise_ids,
+        "first_day": first_day,
+        "last_day": last_day,
+        "min_user_interactions": min_user_interactions,
+        "min_item_interactions": min_item_interactions,
+        "on_error": on_error,
+    }
+    settings = validated({"ingest": chosen}).ingest
     opened = Store.open(store)
     result = _ingest(one_file(path, format, opened), settings, opened, as_json)
     if item_texts is not None:

@@ -1,9 +1,11 @@
-"""A directory of partitions, such as a file a day, as the one file that an import reads."""
+"""Partitions, such as a file a day in a directory or the matches of a pattern, as the one file that an import reads."""
 
 import contextlib
+import glob
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator, Sequence
@@ -23,14 +25,14 @@ _KEPT = 2
 
 
 def joined(directory: Path, format: str, place: Path) -> Path:
-    """Join a directory's partitions, in the order of their paths, below each other.
+    """Join the partitions of a directory, or what a pattern matches, in the order of their paths, below each other.
 
     Hidden files, and files or directories whose name begins with an underscore, are left out. Text partitions may be
     gzip. The result is made once; it is named by the content of all partitions and by its own, so that one that is
     damaged is made anew.
 
     Args:
-        directory: The partitions, at any depth.
+        directory: The partitions, at any depth; or a pattern of paths with ``*``, ``?``, ``[…]`` or ``**``.
         format: Format of every partition, one of ``layout.FORMATS``.
         place: Directory of joined files.
 
@@ -84,19 +86,27 @@ def _hashes(partitions: Sequence[Path]) -> list[str]:
     return found
 
 
+def is_pattern(path: Path) -> bool:
+    """Whether a path is meant as a pattern: nothing is there, and it has a character of patterns."""
+    return not path.exists() and glob.has_magic(str(path))
+
+
 def _partitions(directory: Path) -> list[Path]:
     with os_errors(directory):
-        found = [
-            path
-            for path in directory.rglob("*")
-            if path.is_file() and not any(p.startswith((".", "_")) for p in path.relative_to(directory).parts)
-        ]
+        if is_pattern(directory):
+            found = [Path(name) for name in glob.glob(str(directory), recursive=True) if Path(name).is_file()]
+        else:
+            found = [
+                path
+                for path in directory.rglob("*")
+                if path.is_file() and not any(p.startswith((".", "_")) for p in path.relative_to(directory).parts)
+            ]
     if not found:
         raise DataError(
-            f"The directory {directory} holds no partition.",
+            f"The {'pattern' if is_pattern(directory) else 'directory'} {directory} holds no partition.",
             remedy="Put files into it whose names begin with neither a dot nor an underscore.",
         )
-    return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
+    return sorted(found, key=lambda path: path.as_posix())
 
 
 def _join_parquet(partitions: Sequence[Path], target: Path) -> None:
@@ -159,11 +169,20 @@ def _opened(partition: Path) -> Iterator[BinaryIO]:
 
 
 def _other_columns(first: Path, expected: object, partition: Path, found: object) -> DataError:
-    def shown(columns: object) -> str:
-        names = [f"{f.name} {f.type}" for f in columns] if isinstance(columns, pa.Schema) else [str(columns)]
-        return f"{', '.join(names):.200}"
+    def named(columns: object) -> list[str]:
+        names = (
+            [f"{f.name} {f.type}" for f in columns]
+            if isinstance(columns, pa.Schema)
+            else re.split("[,\t]", str(columns))
+        )
+        return [name if len(name) <= 60 else name[:60] + "…" for name in names]
 
+    there, wanted = named(found), named(expected)
+    missing, added = [c for c in wanted if c not in there], [c for c in there if c not in wanted]
+    parts = [f"without {', '.join(missing)}"] if missing else []
+    parts += [f"with {', '.join(added)} besides"] if added else []
+    difference = " and ".join(parts) or "in another order"
     return DataError(
-        f"{partition} has the columns {shown(found)}; {first} has {shown(expected)}.",
+        f"{partition} has the columns {', '.join(there[:20])}; {first} has {', '.join(wanted[:20])}: {difference}.",
         remedy="Write all partitions with the same columns in the same order.",
     )
