@@ -19,7 +19,7 @@ app = App(
     name="p2rec",
     help="P2Rec: user-level LLM fine-tuning for sequential recommendation, as cached stages.",
     help_epilogue="Exit status: 0 done; 1 other; 2 settings; 3 data; 4 store; 5 model; 6 refused; 7 unsound; "
-    "130 interrupted.",
+    "8 memory; 130 interrupted.",
     version=lambda: metadata.version("p2rec"),
     version_flags=["--version"],
 )

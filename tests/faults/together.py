@@ -35,9 +35,10 @@ READERS = 4
 def together_rows(directory: Path, *, quick: bool) -> list[Row]:
     """Same key, different keys, readers; the quick form has fewer rounds and 2,000 reads."""
     rounds = {2: 3, 8: 1} if quick else {2: 100, 8: 100, 32: 100}
+    reads = _reads(directory / "reads", 1_000 if quick else 100_000)
     rows = [_same_key(directory / f"same-{n}", n, times) for n, times in rounds.items()]
     rows += [_different_keys(directory / f"different-{n}", n, times) for n, times in rounds.items()]
-    return [*rows, _reads(directory / "reads", 2_000 if quick else 100_000)]
+    return [*rows, reads]
 
 
 def _run(jobs: list[Callable[[], None]]) -> list[str]:
