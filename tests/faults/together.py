@@ -34,7 +34,7 @@ READERS = 4
 
 def together_rows(directory: Path, *, quick: bool) -> list[Row]:
     """Same key, different keys, readers; the quick form has fewer rounds and 2,000 reads."""
-    rounds = {2: 3, 8: 1} if quick else {2: 100, 8: 100, 32: 100}
+    rounds = {2: 3, 8: 1} if quick else {2: 100, 8: 100, 32: 30}
     reads = _reads(directory / "reads", 1_000 if quick else 100_000)
     rows = [_same_key(directory / f"same-{n}", n, times) for n, times in rounds.items()]
     rows += [_different_keys(directory / f"different-{n}", n, times) for n, times in rounds.items()]
