@@ -9,7 +9,8 @@ P2RecError
 │   ├── ArtefactDamaged    an artefact is there, but not what its manifest says
 │   └── StoreUnsound       something in the store is damaged or missing                exit status 7
 ├── ModelError         a language model or a checkpoint cannot be used               exit status 5
-└── RefreshRefused     a refresh made a snapshot that does not pass the quality gate  exit status 6
+├── RefreshRefused     a refresh made a snapshot that does not pass the quality gate  exit status 6
+└── ResourceError      there is not enough memory                                     exit status 8
 
 A message names the value, the place and the bound; ``remedy`` says what to do about it.
 The command line prints both and no traceback.
@@ -76,6 +77,12 @@ class StoreUnsound(StoreError):
     """A look at the whole store found something that is damaged or missing."""
 
     exit_status = 7
+
+
+class ResourceError(P2RecError):
+    """There is not enough memory for what was asked."""
+
+    exit_status = 8
 
 
 class ModelError(P2RecError):

@@ -9,7 +9,7 @@
 The directory holds
 
     config.json         the encoder's backbone and options, max_length, n_items, repeat_bias, where the model comes
-                        from, and size and sha256 of the two other files
+                        from, size and sha256 of the two other files, and a digest of all this
     model.safetensors   ``item_vectors`` float32 (N, d); ``encoder.*``; ``item_counts`` int64 (N,), how many
                         interactions each item has; ``own_bias`` float32 (2,), if repeats were learned
     ids.txt             the owner's identifiers of the items, UTF-8, one a line; line i is row i of ``item_vectors``
@@ -38,7 +38,7 @@ from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.recommender import OWN_BIAS, EncoderShape, load_recommender
 
 CONFIG, MODEL, IDS = "config.json", "model.safetensors", "ids.txt"
-_FORMAT, _VERSION = "p2rec-recommender", 1
+_FORMAT, _VERSION = "p2rec-recommender", 2
 _AGAIN = "Export the model again with `p2rec export`."
 
 
@@ -90,6 +90,10 @@ class Recommender:
         data = _read(directory / CONFIG)
         try:
             config = json.loads(data)
+            if config["format_version"] == 1:
+                raise ValueError("its format version is 1, which had no digest of its own")
+            if config["digest"] != _digest(config) or _rendered(config) != data:
+                raise ValueError(f"it is damaged: its digest should be {_digest(config)}")
             if (found := (config["format"], config["format_version"])) != (_FORMAT, _VERSION):
                 raise ValueError(f"its format is {found!r:.80}, not {(_FORMAT, _VERSION)}")
             files = {name: _checked(directory / name, config["files"][name]["sha256"]) for name in (MODEL, IDS)}
@@ -217,7 +221,17 @@ def recommender_files(
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
         },
     }
-    return files | {CONFIG: (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()}
+    return files | {CONFIG: _rendered(config | {"digest": _digest(config)})}
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """sha256 in hex over all of the configuration but its digest."""
+    rest = {name: value for name, value in config.items() if name != "digest"}
+    return hashlib.sha256(_rendered(rest)).hexdigest()
+
+
+def _rendered(config: Mapping[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def _read(path: Path) -> bytes:

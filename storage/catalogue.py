@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2rec_core.errors import ArtefactDamaged, StoreError
-from storage.artefacts import Store
+from storage.artefacts import Artefact, Store
 from storage.manifest import REBUILD
 from storage.snapshots import Snapshot
 
@@ -20,6 +20,7 @@ class _Source(NamedTuple):
     slot: str
     path: str
     schema: pa.Schema
+    artefact: Artefact
 
 
 class Catalogue:
@@ -28,7 +29,8 @@ class Catalogue:
     Every table is a view of its name. A table with ``user_idx`` or ``item_idx`` also has the owner's
     ``user_id`` or ``item_id``, in front. A table that several slots hold is their union, with a column
     ``slot``. Vectors are FLOAT[n] arrays, as ``array_cosine_similarity`` wants them; where the slots' lengths
-    differ they are lists.
+    differ they are lists. DuckDB trusts a file that it reads, so the sha256 of every table is compared when the
+    snapshot is opened, and before a query again for files that have changed.
 
     Args:
         store: The store.
@@ -38,12 +40,14 @@ class Catalogue:
 
     Raises:
         ArtefactMissing: An artefact of the snapshot is not in the store.
-        ArtefactDamaged: An artefact is not the one that the snapshot means, or a table cannot be opened.
+        ArtefactDamaged: An artefact is not the one that the snapshot means, or a table is damaged.
         StoreError: The store's path cannot be queried.
     """
 
     def __init__(self, store: Store, snapshot: Snapshot, *, memory_limit: str = "2GB", threads: int = 2) -> None:
         sources = _sources(store, snapshot)
+        self._sources = [(table, source.artefact) for table, parts in sources.items() for source in parts]
+        self._views: dict[str, dict[str, str]] = {}
         try:
             self._connection = duckdb.connect(
                 ":memory:",
@@ -63,6 +67,7 @@ class Catalogue:
             self._connection.execute("SET enable_external_access = false")
             self._connection.execute("SET lock_configuration = true")
         except duckdb.Error as error:
+            self._verify()
             raise StoreError(
                 f"Snapshot {snapshot.number} of '{snapshot.dataset}' cannot be opened: {error}.",
                 remedy=REBUILD,
@@ -94,7 +99,10 @@ class Catalogue:
 
         Raises:
             StoreError: It is another statement, more than one, or DuckDB refuses it.
+            ArtefactDamaged: A table of the snapshot is damaged.
+            ArtefactMissing: A table of the snapshot is gone.
         """
+        self._verify()
         try:
             statements = self._connection.extract_statements(sql)
             kinds = [statement.type.name for statement in statements]
@@ -106,6 +114,7 @@ class Catalogue:
             bound = dict(parameters) if isinstance(parameters, Mapping) else list(parameters or ())
             return self._connection.sql(sql, params=bound or None).to_arrow_table()
         except duckdb.Error as error:
+            self._verify()  # garbage collection may have taken a table meanwhile
             raise StoreError(
                 f"DuckDB refuses the query: {error}.",
                 remedy=f"Views: {', '.join(self._views) or 'none'}; `DESCRIBE <view>` lists columns.",
@@ -195,6 +204,11 @@ class Catalogue:
             {"cluster": cluster, "n": n},
         )
 
+    def _verify(self) -> None:
+        """Compare every table with its manifest."""
+        for table, artefact in self._sources:
+            artefact.whole_file(table)
+
     def _columns(self, view: str) -> dict[str, str]:
         described = self.query(f"DESCRIBE {_name(view)}").select(["column_name", "column_type"]).to_pylist()
         return {column["column_name"]: column["column_type"] for column in described}
@@ -222,7 +236,7 @@ def _sources(store: Store, snapshot: Snapshot) -> dict[str, list[_Source]]:
         for entry in artefact.files.values():
             if entry.kind != "table":
                 continue
-            path = str(artefact.path / entry.path)
+            path = str(artefact.whole_file(entry.name))
             if set(path) & set("*?["):
                 raise StoreError(
                     f"The path {path} has a character that DuckDB reads as a pattern: * ? or [.",
@@ -232,7 +246,7 @@ def _sources(store: Store, snapshot: Snapshot) -> dict[str, list[_Source]]:
                 schema = pq.read_schema(path)
             except (OSError, pa.ArrowException) as error:
                 raise ArtefactDamaged(f"The file {path} cannot be opened: {error}.", remedy=REBUILD) from error
-            sources.setdefault(entry.name, []).append(_Source(slot, path, schema))
+            sources.setdefault(entry.name, []).append(_Source(slot, path, schema, artefact))
     for table in _OWNERS:
         if len(sources.get(table, [])) > 1:
             slots = ", ".join(source.slot for source in sources[table])

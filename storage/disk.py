@@ -133,8 +133,17 @@ def replace_durably(path: Path, data: bytes, *, scratch: Path) -> None:
     sync_directory(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Flush a file that another library has written."""
+    _sync(path)
+
+
 def sync_directory(path: Path) -> None:
     """Flush a directory, so that the names in it survive a power cut."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

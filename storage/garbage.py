@@ -403,5 +403,5 @@ def _n_bytes(path: Path) -> int:
 
 
 def _age_s(path: Path) -> float:
-    """Seconds since the last change of anything in it; negative if the clock was set back since."""
-    return time.time() - max((found.st_mtime for found in _status(path)), default=math.inf)
+    """Seconds since the last change of anything in it; 0 if that is dated ahead, since the clock was set back."""
+    return max(0.0, time.time() - max((found.st_mtime for found in _status(path)), default=math.inf))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage import tensors as tensor_files
 from storage.disk import hash_file, os_errors
+from storage.hashes import KNOWN
 from storage.manifest import MANIFEST, REBUILD, ArtefactRef, FileEntry, InputRef, Kind, Manifest
 
 
@@ -68,7 +69,7 @@ class Artefact:
         Raises:
             StoreError: There is no such table or column.
             ArtefactMissing: The file is gone.
-            ArtefactDamaged: A page checksum or the schema is not what was written.
+            ArtefactDamaged: Its hash is not that of the manifest.
         """
         entry = self._entry(name, "table")
         if unknown := [column for column in columns or () if column not in entry.columns]:
@@ -76,18 +77,38 @@ class Artefact:
                 f"Table '{name}' has no column {', '.join(map(repr, unknown))}.",
                 remedy=f"Use {', '.join(entry.columns)}.",
             )
-        path = self.path / entry.path
+        path = self.whole_file(name)
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                types = {field.name: str(field.type) for field in file.schema_arrow}
-                if types != entry.columns or file.metadata.num_rows != entry.rows:
-                    self._damaged(entry, "its schema or number of rows is not that of the manifest")
                 table = file.read(columns=None if columns is None else list(columns))
         except FileNotFoundError as error:
             raise self._missing(entry) from error
         except (pa.ArrowException, OSError, ValueError) as error:
             self._damaged(entry, str(error), error)
         return table if columns is None else table.select(list(columns))
+
+    def whole_file(self, name: str) -> Path:
+        """Where a file is, after its content was compared with the manifest.
+
+        Within a process a file that has not changed since is not hashed again, so this can be asked before every use.
+
+        Raises:
+            StoreError: There is no such file, or it cannot be read.
+            ArtefactMissing: It is gone.
+            ArtefactDamaged: Its hash is not that of the manifest.
+        """
+        entry = self._entry(name)
+        path = self.path / entry.path
+        try:
+            with os_errors(path):
+                found = KNOWN.sha256(path)
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise self._missing(entry) from error
+            raise
+        if found != entry.sha256:
+            self._damaged(entry, _hashes(entry.sha256, found))
+        return path
 
     def tensors(self, name: str) -> tensor_files.Tensors:
         """Read arrays by name.

@@ -39,4 +39,5 @@ def ingest_call(source: Path, settings: IngestSettings) -> StageCall:
         inputs={},
         compute=compute,
         sources={"interactions-file": sha256_of(source)},
+        files={"interactions-file": source},
     )

@@ -56,6 +56,7 @@ def probe_call(
         inputs=inputs,
         compute=compute,
         sources={} if categories is None else {"item-texts-file": sha256_of(categories)},
+        files={} if categories is None else {"item-texts-file": categories},
     )
 
 

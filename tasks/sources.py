@@ -11,6 +11,7 @@ from p2rec_core.settings.data import IngestSettings
 from storage.artefacts import Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE, Progress, http_fetch, locate, locate_item_texts
 from storage.disk import make_directory, os_errors, replace_durably
+from storage.ingest.partitions import is_pattern, joined
 from storage.manifest import checked_name, digest_of, render_json
 
 _LAYOUT = frozenset({"format", "user_column", "item_column", "timestamp_column"})
@@ -87,7 +88,7 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
     if registration_path(store, dataset).exists():
         entry = read_registration(store, dataset)
         path = Path(entry["path"])
-        if not path.exists():
+        if not path.exists() and not is_pattern(path):
             raise DataError(
                 f"The dataset {dataset!r} was imported from {path}, which is no longer there.",
                 remedy=f"Put the file back, or import it anew with `p2rec data import FILE --name {dataset}`.",
@@ -131,16 +132,14 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
 
 
 def one_file(path: Path, format: str, store: Store) -> Path:
-    """The file itself, or the partitions of a directory joined into one.
+    """The file itself, or the partitions of a directory, or of a pattern of paths, joined into one.
 
     Raises:
-        DataError: The directory holds no partition, or two do not have the same columns.
+        DataError: The directory or pattern holds no partition, or two do not have the same columns.
         StoreError: The joined file cannot be written.
     """
-    if not path.is_dir():
+    if not path.is_dir() and not is_pattern(path):
         return path
-    from storage.ingest.partitions import joined
-
     return joined(path, str(format), store.root / "downloads" / "joined")
 
 

@@ -4,9 +4,10 @@ The store decides what is cached, not Prefect: a hit needs the key to match and 
 its manifest says. A damaged artefact is set aside and rebuilt. One process computes a key while others wait for it.
 """
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -14,13 +15,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, DataError, P2RecError, ResourceError
 from p2rec_core.progress import Progress, silent
 from p2rec_core.settings.pipeline import RuntimeSettings
 from storage.artefacts import Artefact, ArtefactRef, ArtefactWriter, InputRef, Store, content_key
+from storage.disk import hash_file
 from storage.snapshots import mark_used
 from tasks.fingerprint import code_fingerprint
 from tasks.machine import machine_facts
+
+_MEMORY_ERRORS = ("OutOfMemoryException", "OutOfMemoryError")
+_MEMORY_TEXTS = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", "bad_alloc")
+"""Names and texts of errors of DuckDB and torch, which are not imported for it."""
 
 VERIFIED = "the key matches and every byte is verified"
 """Why a cached artefact was taken."""
@@ -75,6 +81,8 @@ class StageCall:
         inputs: Input name → artefact and the file of it that is read. Only the file's content enters the key.
         compute: Writes tables through the context and returns facts for the manifest: counts, metrics, notes.
         sources: Files outside the store: name → sha256 of the content.
+        files: Where those of ``sources`` are that are single files, by the same name; what is computed is published
+            only if they still have that content afterwards.
         extra_modules: Modules that compute it and that ``module`` finds by name instead of importing them.
     """
 
@@ -84,6 +92,7 @@ class StageCall:
     inputs: Mapping[str, tuple[ArtefactRef, str]]
     compute: Callable[[StageContext], dict[str, Any]]
     sources: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
     extra_modules: tuple[str, ...] = ()
 
     def input_refs(self) -> dict[str, InputRef]:
@@ -225,6 +234,28 @@ def used_artefact(stage: str, key: str, store: Store) -> tuple[Artefact | None, 
     return artefact, damage
 
 
+@contextlib.contextmanager
+def _memory_errors(stage: str) -> Iterator[None]:
+    """Turn what libraries raise for lack of memory, each in its own way, into one error.
+
+    Raises:
+        ResourceError: The block ran out of memory.
+    """
+    try:
+        yield
+    except P2RecError:
+        raise
+    except Exception as error:
+        name, text = type(error).__name__, str(error)
+        if not (isinstance(error, MemoryError) or name in _MEMORY_ERRORS or any(t in text for t in _MEMORY_TEXTS)):
+            raise
+        raise ResourceError(
+            f"The stage {stage} ran out of memory: {text.splitlines()[0] if text else name:.200}.",
+            remedy="Free memory, or make its batches smaller (`p2rec settings` lists them); nothing was published, and "
+            "the same command goes on from the last checkpoint.",
+        ) from error
+
+
 def _compute(
     call: StageCall, key: str, store: Store, runtime: RuntimeSettings, progress: Progress, *, replace: bool
 ) -> Artefact:
@@ -234,5 +265,12 @@ def _compute(
         call.stage, key, settings=call.settings, inputs=call.input_refs(), fingerprint=call.fingerprint()
     ) as writer:
         context = StageContext(inputs, writer, store.workspace(call.stage, key), runtime, progress)
-        info = call.compute(context) | {"machine": machine_facts(runtime)}
+        with _memory_errors(call.stage):
+            info = call.compute(context) | {"machine": machine_facts(runtime)}
+        for name, path in call.files.items():
+            if not path.is_file() or hash_file(path) != call.sources[name]:
+                raise DataError(
+                    f"{path} changed while the stage {call.stage} read it.",
+                    remedy="Wait until its writer has finished, then run again.",
+                )
         return writer.publish(info, time.monotonic() - begun, replace=replace)

@@ -47,6 +47,7 @@ def text_call(
         inputs={"items": (ingest, "items")},
         compute=compute,
         sources=language_model_source(language_model, seed=seed) | {"item-texts-file": sha256_of(source)},
+        files={"item-texts-file": source},
     )
 
 

@@ -20,7 +20,7 @@ app = App(
     name="p2rec",
     help="P2Rec: user-level LLM fine-tuning for sequential recommendation, as cached stages.",
     help_epilogue="Exit status: 0 done; 1 other; 2 arguments or settings; 3 data; 4 store; 5 model; 6 refused; "
-    "7 unsound; 130 interrupted.",
+    "7 unsound; 8 memory; 130 interrupted.",
     suppress_keyboard_interrupt=False,  # main says how to go on
     version=lambda: metadata.version("p2rec"),
     version_flags=["--version"],

@@ -83,7 +83,7 @@ def describe(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_j
 
 
 def import_file(
-    path: Annotated[Path, Parameter(help="The file of interactions, or a directory of its partitions.")],
+    path: Annotated[Path, Parameter(help="The file of interactions, a directory of its partitions, or a pattern.")],
     /,
     *,
     name: Annotated[str, Parameter(name="--name", help="Name to give it: a-z 0-9 . _ -")],
@@ -97,6 +97,16 @@ def import_file(
         str | None,
         Parameter(name="--timestamp-column", help='Default timestamp; "none" keeps the order of the file.'),
     ] = None,
+    encoding: Annotated[
+        str | None, Parameter(name="--encoding", help="Of a text file, such as latin-1; default utf-8.")
+    ] = None,
+    normalise_ids: Annotated[
+        bool | None, Parameter(name="--normalise-ids", negative="", help="Bring ids into composed form (NFC).")
+    ] = None,
+    first_day: Annotated[
+        str | None, Parameter(name="--first-day", help="Reject interactions before it (UTC, 2020-01-31).")
+    ] = None,
+    last_day: Annotated[str | None, Parameter(name="--last-day", help="Reject interactions after it.")] = None,
     min_user_interactions: Annotated[
         int | None, Parameter(name="--min-user-interactions", help="Users with fewer are dropped; default 5.")
     ] = None,
@@ -126,6 +136,10 @@ def import_file(
         "user_column": user_column,
         "item_column": item_column,
         "timestamp_column": "" if timestamp_column == "none" else timestamp_column,
+        "encoding": encoding,
+        "normalise_ids": normalise_ids,
+        "first_day": first_day,
+        "last_day": last_day,
         "min_user_interactions": min_user_interactions,
         "min_item_interactions": min_item_interactions,
         "on_error": on_error,

@@ -1,8 +1,10 @@
 """Settings of ingest: where interactions come from and which of them count."""
 
+import codecs
+from datetime import date
 from enum import StrEnum
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from p2rec_core.settings.base import Settings
 
@@ -42,6 +44,14 @@ class IngestSettings(Settings):
     timestamp_column: str | None = "timestamp"
     """Column of the times, where the layout has names. Null (in TOML an empty text) keeps the order of
     the file."""
+    encoding: str = "utf-8"
+    """Encoding of a text file, such as ``latin-1``; one in which line ends and delimiters are those of ASCII."""
+    normalise_ids: bool = False
+    """Bring ids into Unicode's composed form (NFC), so that those equal to the eye count as one."""
+    first_day: str | None = None
+    """Interactions before this day (UTC, ``2020-01-31``) are rejected. Null: before 1970."""
+    last_day: str | None = None
+    """Interactions after this day (UTC) are rejected. Null: after 2099."""
     min_user_interactions: int = Field(5, ge=1)
     """k-core: users with fewer interactions are dropped, to a fixed point with the items."""
     min_item_interactions: int = Field(5, ge=1)
@@ -59,3 +69,25 @@ class IngestSettings(Settings):
     @classmethod
     def _empty_is_none(cls, name: object) -> object:
         return None if name == "" else name  # TOML has no null
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, name: str) -> str:
+        marks = '\r\n\t ,;:|"'
+        try:
+            if marks.encode(name) != marks.encode("ascii"):
+                raise ValueError(f"line ends in {name} are not those of ASCII: convert the file with iconv")
+            return codecs.lookup(name).name
+        except (LookupError, UnicodeError):
+            raise ValueError(f"there is no text encoding {name!r}; for example utf-8, latin-1, cp1252") from None
+
+    @field_validator("first_day", "last_day")
+    @classmethod
+    def _a_day(cls, day: str | None) -> str | None:
+        return None if day is None else date.fromisoformat(day).isoformat()
+
+    @model_validator(mode="after")
+    def _days_in_order(self) -> "IngestSettings":
+        if self.first_day is not None and self.last_day is not None and self.first_day > self.last_day:
+            raise ValueError(f"first_day {self.first_day} is after last_day {self.last_day}")
+        return self

@@ -31,7 +31,8 @@ REASONS = {
     "repeated_header": "the header again: files were concatenated",
     "short_row": "fewer fields than the header has",
     "text_timestamp": "the timestamp is text: write a number, for example Unix seconds",
-    "timestamp_out_of_range": "the timestamp lies before 1970 or after 2100 in the unit of the others",
+    "timestamp_out_of_range": "the timestamp lies outside first_day to last_day, else outside 1970 to 2099, in the "
+    "unit of the others",
 }
 """Reason code → what it means."""
 
@@ -106,6 +107,10 @@ def read_interactions(
     timestamp_column: str | None,
     on_error: str,
     max_rejected: float,
+    encoding: str = "utf-8",
+    normalise_ids: bool = False,
+    first_day: str | None = None,
+    last_day: str | None = None,
     memory_limit: str | None = None,
 ) -> RawInteractions:
     """Read a file of interactions and judge every row.
@@ -118,6 +123,10 @@ def read_interactions(
         timestamp_column: Column of the time; None keeps the order of the file.
         on_error: ``strict`` stops at rows that cannot be read, ``quarantine`` sets them aside.
         max_rejected: Part of the rows, 0…1, that quarantine may reject.
+        encoding: Encoding of a text file, one in which line ends and delimiters are those of ASCII.
+        normalise_ids: Whether ids are brought into Unicode's composed form (NFC).
+        first_day: Rows before this day (UTC, ISO 8601) are rejected; None is 1970.
+        last_day: Rows after this day (UTC) are rejected; None is 2099.
         memory_limit: Most memory of DuckDB before it spills, such as ``4GB``.
 
     Returns:
@@ -135,6 +144,9 @@ def read_interactions(
             columns=Columns(user_column, item_column, timestamp_column),
             on_error=on_error,
             max_rejected=max_rejected,
+            encoding=encoding,
+            normalise_ids=normalise_ids,
+            days=(first_day, last_day),
         )
         interactions = engine.arrow(
             """SELECT line, user_id, item_id, stamp AS timestamp,
@@ -148,7 +160,18 @@ def rejects_of(engine: Engine) -> pa.Table:
     return engine.arrow("SELECT line, reason, content FROM rejects ORDER BY line").cast(REJECTS)
 
 
-def load(engine: Engine, path: Path, *, format: str, columns: Columns, on_error: str, max_rejected: float) -> Loaded:
+def load(
+    engine: Engine,
+    path: Path,
+    *,
+    format: str,
+    columns: Columns,
+    on_error: str,
+    max_rejected: float,
+    encoding: str = "utf-8",
+    normalise_ids: bool = False,
+    days: tuple[str | None, str | None] = (None, None),
+) -> Loaded:
     """Fill ``raw(line, k, user_id, item_id, stamp)`` and ``rejects`` from a file.
 
     Args:
@@ -158,6 +181,9 @@ def load(engine: Engine, path: Path, *, format: str, columns: Columns, on_error:
         columns: Names of the columns.
         on_error: ``strict`` or ``quarantine``.
         max_rejected: Part of the rows that quarantine may reject.
+        encoding: Encoding of a text file.
+        normalise_ids: Whether ids are brought into Unicode's composed form (NFC).
+        days: First and last day (UTC, ISO 8601) of the rows that are kept; None is no bound of one's own.
 
     Returns:
         Counts and notices.
@@ -178,14 +204,21 @@ def load(engine: Engine, path: Path, *, format: str, columns: Columns, on_error:
         notices = _load_parquet(engine, path, columns)
         timed = columns.timestamp is not None
     else:
-        notices, timed = _load_text(engine, path, format, columns)
+        notices, timed = _load_text(engine, path, format, columns, encoding)
     if sha256_of(path) != sha256:
         raise DataError(
             f"{path} changed while it was being read.",
             remedy="Wait until its writer has finished, then run again.",
         )
     if timed:
-        notices += reject_bad_times(engine, path)
+        notices += reject_bad_times(engine, path, *days)
+    elif days != (None, None):
+        raise DataError(
+            f"{path}: interactions without timestamps cannot be kept to days.",
+            remedy="Name the timestamp_column, or set first_day and last_day to null.",
+        )
+    if normalise_ids:
+        notices += _normalise(engine)
     n_rows, n_trimmed, n_itemless = (
         int(value or 0) for value in engine.rows("SELECT sum(n_rows), sum(n_trimmed), sum(n_itemless) FROM tally")[0]
     )
@@ -198,8 +231,8 @@ def load(engine: Engine, path: Path, *, format: str, columns: Columns, on_error:
     return Loaded(n_rows, n_rejected, notices, sha256)
 
 
-def _load_text(engine: Engine, path: Path, format: str, columns: Columns) -> tuple[list[str], bool]:
-    source = TextSource(path)
+def _load_text(engine: Engine, path: Path, format: str, columns: Columns, encoding: str) -> tuple[list[str], bool]:
+    source = TextSource(path, encoding=encoding)
     records = text_records(source, format=format, columns=columns)
     layout = records.layout
     for batch in records.batches:
@@ -304,6 +337,16 @@ def _load_parquet(engine: Engine, path: Path, columns: Columns) -> list[str]:
             )
             _keep(engine)
     return ["Timestamps carry no time zone and were taken as UTC."] if records.dated else []
+
+
+def _normalise(engine: Engine) -> list[str]:
+    """Bring ids into Unicode's composed form, after the rejects were told by what the file says."""
+    other = "nfc_normalize(user_id) <> user_id OR nfc_normalize(item_id) <> item_id"
+    n = engine.number(f"SELECT count(*) FROM raw WHERE {other}")
+    if not n:
+        return []
+    engine.run(f"UPDATE raw SET user_id = nfc_normalize(user_id), item_id = nfc_normalize(item_id) WHERE {other}")
+    return [f"Ids were brought into Unicode's composed form (NFC) in {n} rows."]
 
 
 def _keep(engine: Engine) -> None:

@@ -76,6 +76,10 @@ def ingest(
     on_error: str,
     max_rejected: float,
     seed: int,
+    encoding: str = "utf-8",
+    normalise_ids: bool = False,
+    first_day: str | None = None,
+    last_day: str | None = None,
     memory_limit: str | None = None,
 ) -> IngestResult:
     """Read, check, filter, number and split a file of interactions.
@@ -97,6 +101,10 @@ def ingest(
         on_error: ``strict`` stops at rows that cannot be read, ``quarantine`` sets them aside.
         max_rejected: Part of the rows, 0…1, that quarantine may reject.
         seed: Of the numbering of items.
+        encoding: Encoding of a text file, one in which line ends and delimiters are those of ASCII.
+        normalise_ids: Whether ids are brought into Unicode's composed form (NFC).
+        first_day: Rows before this day (UTC, ISO 8601) are rejected; None is 1970.
+        last_day: Rows after this day (UTC) are rejected; None is 2099.
         memory_limit: Most memory of DuckDB before it spills, such as ``4GB``; None is its default.
 
     Returns:
@@ -114,6 +122,9 @@ def ingest(
             columns=Columns(user_column, item_column, timestamp_column),
             on_error=on_error,
             max_rejected=max_rejected,
+            encoding=encoding,
+            normalise_ids=normalise_ids,
+            days=(first_day, last_day),
         )
         counts: dict[str, Count] = {"n_rows": loaded.n_rows, "n_rejected": loaded.n_rejected}
         counts |= _code(engine, drop_duplicates=drop_duplicates)

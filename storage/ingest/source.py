@@ -110,21 +110,23 @@ class Block:
 
 
 class TextSource:
-    """A UTF-8 text file, plain or gzip, read front to back in blocks of whole lines.
+    """A text file, plain or gzip, read front to back in blocks of whole lines.
 
     A byte order mark is dropped and ``\\r\\n`` and ``\\r`` become ``\\n``.
 
     Args:
         path: The file.
+        encoding: Its encoding, one in which line ends are those of ASCII.
         block_bytes: Bytes asked for at a time.
 
     Attributes:
         notices: Sentences about oddities that were put right; complete once ``blocks`` is exhausted.
     """
 
-    def __init__(self, path: Path, *, block_bytes: int = BLOCK_BYTES) -> None:
+    def __init__(self, path: Path, *, encoding: str = "utf-8", block_bytes: int = BLOCK_BYTES) -> None:
         check_file(path)
         self.path = path
+        self.encoding = encoding
         self.block_bytes = block_bytes
         self.notices: list[str] = []
         with _reading(path) as stream:
@@ -140,7 +142,7 @@ class TextSource:
         """Yield the file's lines in order.
 
         Raises:
-            DataError: The file is not UTF-8 text (an HTML page, an archive, UTF-16, …), its archive is
+            DataError: The file is not text of this encoding (an HTML page, an archive, UTF-16, …), its archive is
                 damaged, or one line is longer than ``MAX_LINE_BYTES``.
         """
         line, offset, lone = 1, 0, 0
@@ -227,11 +229,12 @@ class TextSource:
 
     def _decode(self, raw: bytes, *, offset: int, line: int) -> str:
         try:
-            return raw.decode("utf-8")
+            return raw.decode(self.encoding)
         except UnicodeDecodeError as error:
             where = offset + error.start
             at = line + raw.count(b"\n", 0, error.start)
             raise DataError(
-                f"{self.path}, line {at}: byte 0x{raw[error.start]:02x} at offset {where} is not UTF-8.",
-                remedy="Convert the file, for example with 'iconv -f LATIN1 -t UTF-8'.",
+                f"{self.path}, line {at}: byte 0x{raw[error.start]:02x} at offset {where} is not "
+                f"{self.encoding.upper()}.",
+                remedy="Set encoding to the file's own, for example latin-1 or cp1252.",
             ) from None

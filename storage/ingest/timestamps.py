@@ -1,5 +1,6 @@
 """Judging timestamps as a whole: one unit, plausible years, any variation at all."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from p2rec_core.errors import DataError
@@ -14,8 +15,10 @@ MINORITY = 0.01
 """Part of the rows in a second unit from which the file counts as mixed."""
 
 
-def reject_bad_times(engine: Engine, path: Path) -> list[str]:
-    """Move rows of ``raw`` with an implausible time to ``rejects``.
+def reject_bad_times(
+    engine: Engine, path: Path, first_day: str | None = None, last_day: str | None = None
+) -> list[str]:
+    """Move rows of ``raw`` with an implausible time, or one outside some days, to ``rejects``.
 
     Numbers are taken for a clock only if most of them lie between 1973 and 2100 in one unit; other numbers
     (ranks, sessions) are left as they are.
@@ -23,12 +26,14 @@ def reject_bad_times(engine: Engine, path: Path) -> list[str]:
     Args:
         engine: Holds ``raw`` and ``rejects``.
         path: The file, for messages.
+        first_day: First day (UTC, ISO 8601) of what is kept; None is 1970.
+        last_day: Last such day; None is the last of 2099.
 
     Returns:
         Notices.
 
     Raises:
-        DataError: Two units are mixed.
+        DataError: Two units are mixed, or there are days and the timestamps are no clock.
     """
     sums = ", ".join(
         f"count(*) FILTER (stamp BETWEEN {_EARLIEST_S * scale} AND {_LATEST_S * scale})" for _, scale in _UNITS
@@ -41,16 +46,29 @@ def reject_bad_times(engine: Engine, path: Path) -> list[str]:
     if 2 * sum(inside) >= total and inside[second] >= max(MINORITY * total, 1):
         raise _mixed(engine, path, main, second, inside)
     if 2 * inside[main] >= total:
-        bound = _LATEST_S * _UNITS[main][1]
+        scale = _UNITS[main][1]
+        low = 0.0 if first_day is None else _seconds(first_day) * scale
+        high = _LATEST_S * scale if last_day is None else (_seconds(last_day) + 86400) * scale
+        outside = f"stamp < {low!r} OR stamp >= {high!r}"
         engine.run(
             f"""INSERT INTO rejects
             SELECT line, 'timestamp_out_of_range', concat_ws(', ', user_id, item_id, stamp) FROM raw
-            WHERE stamp < 0 OR stamp > {bound}"""
+            WHERE {outside}"""
         )
-        engine.run(f"DELETE FROM raw WHERE stamp < 0 OR stamp > {bound}")
+        engine.run(f"DELETE FROM raw WHERE {outside}")
+    elif first_day is not None or last_day is not None:
+        raise DataError(
+            f"{path}: the timestamps are no times of a clock since 1973, so they cannot be kept to days.",
+            remedy="Set first_day and last_day to null, or write Unix seconds.",
+        )
     if total > 1 and not distinct:
         return ["All timestamps are equal: interactions keep the order of the file."]
     return []
+
+
+def _seconds(day: str) -> float:
+    """Unix seconds at the beginning of a day (UTC)."""
+    return (datetime.fromisoformat(day).replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(seconds=1)
 
 
 def _mixed(engine: Engine, path: Path, main: int, second: int, inside: list[int]) -> DataError:

@@ -46,4 +46,5 @@ def continued_ingest_call(source: Path, settings: IngestSettings, *, previous: A
         inputs={"previous_users": (previous, "users"), "previous_items": (previous, "items")},
         compute=compute,
         sources={"interactions-file": sha256_of(source)},
+        files={"interactions-file": source},
     )

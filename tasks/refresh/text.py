@@ -50,6 +50,7 @@ def renewed_text_call(
         inputs={"items": (ingest, "items"), "previous": (previous, "item_texts")},
         compute=compute,
         sources=language_model_source(language_model, seed=seed) | {"item-texts-file": sha256_of(source)},
+        files={"item-texts-file": source},
     )
 
 

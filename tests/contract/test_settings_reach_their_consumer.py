@@ -41,6 +41,9 @@ ALTERNATIVES: dict[str, Any] = {
     "backbone.encoder.backbone": "gru4rec",
     "recommender.encoder.backbone": "gru4rec",
     "ingest.timestamp_column": None,
+    "ingest.encoding": "cp1252",
+    "ingest.first_day": "2020-01-31",
+    "ingest.last_day": "2020-01-31",
     "clusters.finer": (200, 500),
     "fusion.source": "categories",  # another slot's artefact would be another pipeline
     "backbone.training.n_negatives": 100,

@@ -20,10 +20,10 @@ def kill_rows(directory: Path, *, quick: bool) -> list[Row]:
     """Every operation, killed at every step; the quick form takes every 6th."""
     template = fill(directory / "template").root
     operations = OPERATIONS[1:2] + OPERATIONS[5:6] if quick else OPERATIONS
-    return [_killed(template, directory, operation, 6 if quick else 1) for operation in operations]
+    return [killed(template, directory, operation, 6 if quick else 1) for operation in operations]
 
 
-def _killed(template: Path, directory: Path, operation: Operation, stride: int) -> Row:
+def killed(template: Path, directory: Path, operation: Operation, stride: int) -> Row:
     expected = undisturbed(template, operation, directory / "undisturbed")
     with Timed(Row(PART, operation.name)) as row:
         for step in itertools.count(1, stride):

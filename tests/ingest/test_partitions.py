@@ -63,7 +63,10 @@ def test_a_file_is_made_once_for_the_same_content_and_old_ones_go(days, place):
 def test_other_columns_are_named(days, place):
     (days / "1.csv").write_text("user_id,item_id\na,x\n")
     (days / "2.csv").write_text("user_id,sku\na,x\n")
-    with pytest.raises(DataError, match=r"2\.csv has the columns user_id,sku; .*1\.csv has user_id,item_id"):
+    with pytest.raises(
+        DataError,
+        match=r"2\.csv has the columns user_id, sku; .*: without item_id and with sku besides",
+    ):
         joined(days, "csv", place)
     for number, column in ((1, "item_id"), (2, "sku")):
         pq.write_table(pa.table({"user_id": ["a"], column: [1]}), days / f"{number}.csv")
@@ -93,3 +96,68 @@ def test_a_dataset_may_be_a_directory_that_grows(days, tmp_path):
     second = find_source("clicks", store)
     assert second.path.read_text() == "user_id,item_id\na,x\nb,y\n"
     assert ingest_call(first.path, settings).key() != ingest_call(second.path, settings).key()
+
+
+def test_a_joined_file_that_is_damaged_is_made_anew(days, place):
+    """What a power cut left of it, or a flipped bit, is never taken for the data."""
+    for day in range(2):
+        (days / f"{day}.csv").write_text(f"user_id,item_id\nu{day},x\n")
+    path = joined(days, "csv", place)
+    good = path.read_bytes()
+    for damaged in (b"", good[:-5], good.replace(b"u1", b"u3")):
+        path.write_bytes(damaged)
+        assert joined(days, "csv", place) == path
+        assert path.read_bytes() == good
+    assert list(place.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:20] + b"?" + data[21:]])
+def test_a_damaged_archive_among_partitions_is_named(days, place, damage):
+    (days / "1.csv").write_text("user_id,item_id\na,x\n")
+    text = "user_id,item_id\n" + "".join(f"u{n},i{n * n}\n" for n in range(99))
+    (days / "2.csv.gz").write_bytes(damage(gzip.compress(text.encode())))
+    with pytest.raises(DataError, match=r"2\.csv\.gz is a damaged gzip archive"):
+        joined(days, "csv", place)
+    assert list(place.iterdir()) == []
+
+
+def test_a_header_that_is_not_utf_8_is_compared_all_the_same(days, place):
+    (days / "1.csv").write_bytes("user_id,größe\na,x\n".encode("latin1"))
+    (days / "2.csv").write_text("user_id,item_id\na,x\n")
+    with pytest.raises(DataError, match=r"2\.csv has the columns user_id, item_id; "):
+        joined(days, "csv", place)
+
+
+def test_a_partition_that_changes_while_it_is_joined_is_refused(days, place, monkeypatch):
+    from storage.ingest import partitions
+
+    path = days / "1.csv"
+    path.write_text("user_id,item_id\na,x\n")
+    honest = partitions._join_text
+
+    def join_then_write(*args, **options):
+        honest(*args, **options)
+        path.write_text("user_id,item_id\na,y\n")
+
+    monkeypatch.setattr(partitions, "_join_text", join_then_write)
+    with pytest.raises(DataError, match=r"1\.csv changed while it was being read"):
+        joined(days, "csv", place)
+    assert list(place.iterdir()) == []
+
+
+def test_a_pattern_is_what_it_matches(days, place, tmp_path):
+    """Row 55: a glob is read as one file, and refused with a difference where its files do not agree."""
+    from p2rec_core.settings.data import IngestSettings
+    from storage.artefacts import Store
+
+    for name in ("2026-01", "2026-02", "2025-12"):
+        (days / f"{name}.csv").write_text(f"user_id,item_id\nu{name[-1]},x\n")
+    assert joined(days / "2026-*.csv", "csv", place).read_text() == "user_id,item_id\nu1,x\nu2,x\n"
+    store = Store.open(tmp_path / "store")
+    register(store, "clicks", days / "2026-*.csv", IngestSettings(format="csv", timestamp_column=None))
+    assert find_source("clicks", store).path.read_text() == "user_id,item_id\nu1,x\nu2,x\n"
+    with pytest.raises(DataError, match=r"The pattern .*2024-\*\.csv holds no partition"):
+        joined(days / "2024-*.csv", "csv", place)
+    (days / "2026-03.csv").write_text("item_id,user_id\nx,u3\n")
+    with pytest.raises(DataError, match=r"2026-03\.csv has the columns .*: in another order"):
+        joined(days / "2026-*.csv", "csv", place)

@@ -76,9 +76,7 @@ def test_a_flipped_bit_is_detected_by_verify_naming_file_and_hashes(
                 artefact.tensors(file) if entry.kind == "tensors" else artefact.json(file)
 
 
-def test_a_flipped_bit_in_a_page_of_a_table_is_detected_on_reading(
-    store: Store, tables: SimpleNamespace, publish: Any
-) -> None:
+def test_a_flipped_bit_of_a_table_is_detected_on_reading(store: Store, tables: SimpleNamespace, publish: Any) -> None:
     curve = pa.table(
         {
             "epoch": pa.array(range(5000), pa.int32()),
@@ -92,7 +90,7 @@ def test_a_flipped_bit_in_a_page_of_a_table_is_detected_on_reading(
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
     path.write_bytes(flipped)
-    with pytest.raises(ArtefactDamaged, match=r"history\.parquet is damaged: .*CRC"):
+    with pytest.raises(ArtefactDamaged, match=r"history\.parquet is damaged: expected sha256"):
         artefact.table("history")
 
 
@@ -101,7 +99,7 @@ def test_another_table_under_the_name_is_detected_on_reading(
 ) -> None:
     other = publish("train", {"history": tables.history})
     shutil.copy(other.path / "history.parquet", artefact.path / "item_embeddings.parquet")
-    with pytest.raises(ArtefactDamaged, match="its schema or number of rows is not that of the manifest"):
+    with pytest.raises(ArtefactDamaged, match=r"item_embeddings\.parquet is damaged: expected sha256"):
         artefact.table("item_embeddings")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from p2rec_core.errors import ArtefactDamaged, StoreError
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage.artefacts import Store
 from storage.catalogue import Catalogue
 from storage.snapshots import Snapshot, publish_snapshot
@@ -239,7 +239,7 @@ def test_a_damaged_table_is_named(store: Store, snapshot: Snapshot, tmp_path: Pa
     store = Store.open(tmp_path / "copy")
     path = store.load(snapshot.entries["ingest"]).path / "items.parquet"
     path.write_bytes(b"torn")
-    with pytest.raises(ArtefactDamaged, match=r"items\.parquet cannot be opened"):
+    with pytest.raises(ArtefactDamaged, match=r"items\.parquet is damaged: expected sha256"):
         Catalogue(store, snapshot)
 
 
@@ -265,3 +265,44 @@ def test_a_quote_in_the_path_is_only_a_character(tmp_path: Path, tables: SimpleN
         ref = writer.publish({}, 0.0).ref()
     with Catalogue(store, publish_snapshot(store, "tiny", {"ingest": ref}, {})) as catalogue:
         assert catalogue.query("FROM items").num_rows == 3
+
+
+def test_a_table_that_changes_between_two_queries_is_not_read_any_more(tmp_path: Path, tables: SimpleNamespace) -> None:
+    """DuckDB compares no checksum, and some single bits give it other rows without an error."""
+    store = Store.open(tmp_path / "store")
+    with store.write("s", "k", settings={}, inputs={}, fingerprint="f") as writer:
+        writer.table("items", tables.items)
+        artefact = writer.publish({}, 0.0)
+    path = artefact.path / "items.parquet"
+    good = path.read_bytes()
+    with Catalogue(store, publish_snapshot(store, "tiny", {"ingest": artefact.ref()}, {})) as catalogue:
+        expected = catalogue.query("FROM items")
+        for place in range(len(good)):
+            path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            with pytest.raises(ArtefactDamaged, match=r"items\.parquet is damaged: expected sha256"):
+                catalogue.query("FROM items")
+        path.unlink()
+        with pytest.raises(ArtefactMissing, match=r"items\.parquet is missing"):
+            catalogue.query("FROM items")
+        path.write_bytes(good)
+        assert catalogue.query("FROM items").equals(expected)
+
+
+def test_a_table_that_is_collected_while_the_snapshot_is_opened_is_missing(
+    tmp_path: Path, tables: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path / "store")
+    with store.write("s", "k", settings={}, inputs={}, fingerprint="f") as writer:
+        writer.table("items", tables.items)
+        artefact = writer.publish({}, 0.0)
+    snapshot = publish_snapshot(store, "tiny", {"ingest": artefact.ref()}, {})
+    real, looks = Catalogue._verify, iter(range(9))
+
+    def verify_then_lose(catalogue: Catalogue) -> None:
+        real(catalogue)
+        if next(looks) == 0:
+            shutil.rmtree(artefact.path)
+
+    monkeypatch.setattr(Catalogue, "_verify", verify_then_lose)
+    with pytest.raises(ArtefactMissing, match=r"items\.parquet is missing"):
+        Catalogue(store, snapshot)

@@ -7,6 +7,7 @@ import pytest
 from p2rec_core.errors import ArtefactMissing, DataError, ModelError, P2RecError, SettingsError
 from storage.artefacts import ArtefactRef
 from tasks.clusters import clusters_call
+from tasks.ingest import ingest_call
 from tasks.stage import run_stage
 
 
@@ -92,3 +93,19 @@ def test_early_stopping_without_a_single_validation_item(copied, driver, quick, 
     settings = quick({"ingest.min_user_interactions": 1, "variants": ["base"]})
     with pytest.raises(DataError, match="No user has a validation item"):
         driver.run(settings, path, copied.store)
+
+
+@pytest.mark.parametrize("change", ["other content", "gone"])
+def test_a_file_that_is_not_the_one_that_the_key_was_made_of_any_more(copied, quick, tmp_path, write, change):
+    """What it holds now would be found under the key of what it held before."""
+    path = write(tmp_path / "rows.txt", [[f"u{n}", "a", "b", "c"] for n in range(9)])
+    call = ingest_call(path, quick({"ingest.min_user_interactions": 1}).ingest)
+    before = {a.key for a in copied.store.artefacts()}
+    if change == "gone":
+        path.unlink()
+    else:
+        write(path, [[f"u{n}", "a", "b", "d"] for n in range(9)])
+    with pytest.raises(DataError, match=r"changed while the stage ingest read it|rows\.txt does not exist"):
+        run_stage(call, copied.store, runtime=quick().runtime)
+    assert {a.key for a in copied.store.artefacts()} == before
+    assert not list(copied.store.staging.iterdir())

@@ -1,0 +1,106 @@
+"""Every stage with half and with a quarter of the address space that it asks for: done all the same, or stopped."""
+
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from p2rec_core.errors import P2RecError
+from p2rec_core.settings.pipeline import validated
+from storage.artefacts import ArtefactRef, Store
+from storage.doctor import examine
+from storage.sample import generate_sample
+from tasks.dag import Slot, pipeline_slots
+from tasks.stage import run_stage
+from tests.faults.rows import Fate, Row, Timed
+from tests.tasks.pipeline_driver import QUICK, run_slots
+
+PART = "g memory"
+LONGEST_S = 300
+DONE, STOPPED, UNCLEAR = 0, 10, 11
+
+
+def memory_rows(directory: Path, *, quick: bool) -> list[Row]:
+    """Every stage of a pipeline on 3,000 users; the quick form has only the import of 300."""
+    torch.set_num_threads(1)
+    source = directory / "rows.txt"
+    source.write_text(generate_sample(n_users=300 if quick else 3000, n_items=200, n_categories=8).text())
+    settings = validated(QUICK)
+    store = Store.open(directory / "store")
+    slots = list(pipeline_slots(settings, source))[: 1 if quick else None]
+    results = run_slots(slots, store, settings.runtime)
+    refs = {name: result.ref for name, result in results.items()}
+    return [_limited(slot, refs, store.root, directory / "copy") for slot in slots]
+
+
+def _limited(slot: Slot, refs: dict[str, ArtefactRef], template: Path, place: Path) -> Row:
+    call = slot.call(refs)
+    ref = refs[slot.name]
+
+    def compute(limit: int | None) -> tuple[int, int, Store]:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(template, place)
+        shutil.rmtree(place / "artefacts" / ref.stage / ref.key)
+        status, asked = _in_child(lambda: run_stage(call, Store(place), runtime=validated(QUICK).runtime), limit)
+        return status, asked, Store(place)
+
+    with Timed(Row(PART, f"{slot.name} with 1/2 and 1/4 of its address space")) as row:
+        status, wanted, _ = compute(None)
+        if status != DONE:
+            row.problems.append(f"without a limit it ended with status {status}")
+        row.facts["MB asked for"] = wanted / 1e6
+        for share in (2, 4):
+            status, _, store = compute(max(wanted // share, 1 << 20))
+            artefact = store.find(ref.stage, ref.key)
+            problem = ""
+            if artefact is not None:
+                store.verify(artefact)
+                if artefact.ref() != ref:
+                    row.add(Fate.WRONG, f"with 1/{share} it published other content")
+                    continue
+            if harm := examine(store).harm:
+                problem = harm[0].problem
+            if (status == DONE) != (artefact is not None) or status == UNCLEAR:
+                problem = f"with 1/{share} it ended with status {status}: no clear error"
+            row.add(Fate.HARMLESS if status == DONE else Fate.DETECTED, problem)
+            row.facts["died"] = row.facts.get("died", 0) + (status < 0)
+            again = run_stage(call, store, runtime=validated(QUICK).runtime)
+            if again.ref != ref:
+                row.problems.append(f"after 1/{share} a rerun ends with other content")
+    return row
+
+
+def _in_child(job: Callable[[], object], limit: int | None) -> tuple[int, int]:
+    """Run a job in a child that may ask for so many bytes more; its status, and the bytes that it asked for."""
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(LONGEST_S)
+        before = _address_space("VmSize")
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (before + limit, before + limit))
+        try:
+            job()
+            status = DONE
+        except P2RecError:
+            status = STOPPED
+        except BaseException as error:
+            status = UNCLEAR
+            os.write(2, f"{type(error).__name__}: {error!s:.300}\n".encode())
+        os.write(tell, str(max(0, _address_space("VmPeak") - before)).encode())
+        os._exit(status)
+    os.close(tell)
+    with os.fdopen(told, "rb") as pipe:
+        asked = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(asked or 0)
+
+
+def _address_space(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(name)
