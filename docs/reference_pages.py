@@ -7,15 +7,18 @@ import html
 import inspect
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from cyclopts import App
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
 
 from flows.cli import app
 from p2rec_core import errors
 from p2rec_core.settings.document import Group, groups
 from storage.schemas import TABLES
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 _SETTINGS_HEAD = """# Settings
 
@@ -75,8 +78,10 @@ Zsh needs `fpath+=(~/.zfunc)` before `compinit` in `~/.zshrc`.
 """
 
 
-def on_files(files: Files, config: MkDocsConfig) -> Files:
+def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
     """Add the pages to the site."""
+    from mkdocs.structure.files import File
+
     pages = {"settings": settings_page(), "command-line": commands_page(), "tables": tables_page()}
     for name, text in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))

@@ -16,7 +16,8 @@ ITEMS_PER_COMPONENT = 15
 FEW_INTERACTIONS = 50_000
 """Below, a step of the general batch size would be too large a part of an epoch."""
 LONGEST = 200
-_ROUNDED = 50
+_FEW = {"batch_positions": 512, "learning_rate": 5e-3, "max_epochs": 12}
+"""The sample's training."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,17 @@ def proposals(sizes: DataSizes) -> list[Proposal]:
 
 
 def _of_a_recommender(section: str, sizes: DataSizes, defaults: PipelineSettings) -> list[Proposal]:
-    """Length and training of the sequential recommender of a section."""
-    general = defaults.recommender
-    rounded = -(-sizes.longest // _ROUNDED) * _ROUNDED
-    length = min(LONGEST, max(general.encoder.max_length, rounded))
-    few = sizes.n_interactions < FEW_INTERACTIONS
-    why = f"{sizes.n_interactions:,} interactions"
-    return [
-        Proposal(f"{section}.encoder.max_length", length, f"nine of ten users have {sizes.longest} items at the most"),
-        Proposal(f"{section}.training.batch_positions", 512 if few else general.training.batch_positions, why),
-        Proposal(f"{section}.training.learning_rate", 5e-3 if few else general.training.learning_rate, why),
-        Proposal(f"{section}.training.max_epochs", 12 if few else general.training.max_epochs, why),
-    ]
+    """Length and training of the sequential recommender of a section, where the general ones do not suit.
+
+    What suits is left to the backbone, which may have defaults of its own.
+    """
+    found = []
+    general = defaults.recommender.encoder.max_length
+    if sizes.longest > general:
+        length = min(LONGEST, -(-sizes.longest // general) * general)
+        why = f"nine of ten users have {sizes.longest} items at the most"
+        found.append(Proposal(f"{section}.encoder.max_length", length, why))
+    if sizes.n_interactions < FEW_INTERACTIONS:
+        why = f"{sizes.n_interactions:,} interactions"
+        found += [Proposal(f"{section}.training.{name}", value, why) for name, value in _FEW.items()]
+    return found

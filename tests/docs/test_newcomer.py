@@ -18,7 +18,7 @@ PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^## \d\. .*\n\n    (p2rec .*)$", PAGE, re.MULTILINE)
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".p2rec", "build", "results", "__pycache__", "*_cache", "*.egg-info")
 OURS = ("PYTHON", "P2REC", "PREFECT")
-"""What begins so in the environment is of the tests and not a newcomer\'s."""
+"""What begins so in the environment is of the tests and not a newcomer's."""
 
 
 def write_clicks(path: Path, *, n_users: int = 240, n_items: int = 120) -> int:

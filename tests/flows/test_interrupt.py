@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,11 +28,11 @@ SHORT = [
         "fusion.n_components=8",
         "language_model.name_or_path=random-llama-tiny",
     ),
-    *("runtime.threads=1", "runtime.checkpoint_every_s=0"),
+    *("runtime.threads=1", "runtime.checkpoint_every_s=1"),
 ]
-"""A small model whose trainings have many steps: the sample's batch size, and a checkpoint after each."""
+"""A small model whose trainings have many steps: the sample's batch size, and a checkpoint every second."""
 
-WAIT_S = 400
+WAIT_S = 600
 
 
 def options(*assignments: str) -> list[str]:
@@ -40,18 +40,31 @@ def options(*assignments: str) -> list[str]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[[Sequence[str]], "subprocess.Popen[str]"]:
+def start(tmp_path: Path) -> Iterator[Callable[[Sequence[str]], "subprocess.Popen[str]"]]:
+    """Start a command in a directory of its own; what is left of it in the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
     def start(words: Sequence[str]) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", CALL, *words],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PREFECT_HOME": str(tmp_path / "prefect"), "NO_COLOR": "1"},
+            env=os.environ
+            | {
+                "PREFECT_HOME": str(tmp_path / "prefect"),
+                "NO_COLOR": "1",
+                "PYTHONPATH": str(Path(__file__).parents[2]),
+            },
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def finished(process: "subprocess.Popen[str]") -> "tuple[str, str]":
@@ -92,7 +105,7 @@ def said_again(err: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_run_that_is_interrupted_goes_on(start, tmp_path: Path) -> None:
-    words = ["run", "--store", "store", *options(*SHORT, "backbone.training.max_epochs=30")]
+    words = ["run", "--store", "store", *options(*SHORT, "backbone.training.max_epochs=12")]
     err = interrupted(start(words), "store/work/backbone/*/checkpoint.safetensors", tmp_path)
     assert said_again(err) == words
     assert not list(tmp_path.glob("store/snapshots/*/*"))
@@ -114,7 +127,7 @@ def test_a_refresh_that_is_interrupted_leaves_the_current_snapshot_and_goes_on(s
     small = options("clusters.n_clusters=12", "clusters.finer=[]")
     finished(start(["run", "-d", "clicks", *at, *settings, *small]))
     (tmp_path / "clicks.parquet").write_bytes((tmp_path / "nights/night-1.parquet").read_bytes())
-    words = ["refresh", "-d", "clicks", *at, *settings, *small, *gate, *options("refresh.epochs=20")]
+    words = ["refresh", "-d", "clicks", *at, *settings, *small, *gate, *options("refresh.epochs=12")]
     err = interrupted(start(words), "store/work/backbone/*/checkpoint.safetensors", tmp_path)
     out, _ = finished(start(["snapshots", "-d", "clicks", "--json", *at]))
     assert [(row["number"], row["current"]) for row in json.loads(out)["snapshots"]] == [(1, True)]
