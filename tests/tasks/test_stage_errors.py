@@ -145,6 +145,6 @@ def test_another_error_of_a_library_stays_what_it_is(quick, tmp_path):
     def compute(context):
         raise RuntimeError("size mismatch")
 
+    call = StageCall("ingest", "tasks.ingest", {"n": 1}, {}, compute)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        call = StageCall("ingest", "tasks.ingest", {"n": 1}, {}, compute)
         run_stage(call, Store.open(tmp_path / "store"), runtime=quick().runtime)
