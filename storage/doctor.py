@@ -24,6 +24,7 @@ from storage.manifest import MANIFEST, REBUILD
 from storage.snapshot_files import POINTER, file_name
 from storage.snapshots import (
     Snapshot,
+    current_number,
     is_name,
     list_snapshots,
     mend_pointer,
@@ -277,6 +278,8 @@ class _Examination:
 
     def _pointer(self, dataset: str, path: Path) -> Iterator[Found]:
         try:
+            if current_number(self.store, dataset) is None:
+                return
             notes = read_snapshot(self.store, dataset).notes
         except StoreError as error:
             yield Finding("pointer", self._name(path), error.problem, error.remedy), None

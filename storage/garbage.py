@@ -27,6 +27,7 @@ from storage.artefacts import ArtefactRef, Store, lock_owner
 from storage.disk import os_errors, sync_directory
 from storage.snapshots import (
     Snapshot,
+    current_number,
     is_name,
     pinned,
     read_snapshot,
@@ -243,7 +244,7 @@ class _Collection:
             files = snapshot_files(self.store, dataset)
             if not files:
                 continue
-            current, pins = read_snapshot(self.store, dataset).number, pinned(self.store, dataset)
+            current, pins = current_number(self.store, dataset), pinned(self.store, dataset)
             for place, (number, path) in enumerate(files.items()):
                 if number == current:
                     reason = "it is the current one"

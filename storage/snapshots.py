@@ -38,6 +38,7 @@ from storage.snapshot_files import (
 
 __all__ = [
     "Snapshot",
+    "current_number",
     "is_name",
     "list_snapshots",
     "mark_used",
@@ -234,6 +235,24 @@ def read_snapshot(store: Store, dataset: str, number: int | None = None) -> Snap
             remedy=f"Publish a new one with `p2rec run --dataset {dataset}`.",
         )
     raise _nothing_there(store, dataset)
+
+
+def current_number(store: Store, dataset: str) -> int | None:
+    """Number of the current snapshot; None where there never was one, since all that were made were refused.
+
+    Raises:
+        StoreError: There is no snapshot, or which is the current one cannot be told because of damage.
+    """
+    try:
+        return read_snapshot(store, dataset).number
+    except StoreError:
+        directory = directory_of(store, dataset)
+        snapshots = list_snapshots(store, dataset)
+        if not snapshots or len(snapshots) < len(numbers_in(directory)) or (directory / POINTER).exists():
+            raise
+        if not all(map(refusal_of, snapshots)):
+            raise
+        return None
 
 
 def mend_pointer(store: Store, dataset: str) -> Snapshot:

@@ -17,6 +17,7 @@ import pytest
 from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage import garbage
 from storage.artefacts import Artefact, ArtefactRef, InputRef, Store
+from storage.doctor import examine
 from storage.garbage import GarbageReport, Kind, collect, collect_leftovers
 from storage.snapshots import (
     list_snapshots,
@@ -106,6 +107,21 @@ def test_what_a_run_is_about_to_read_is_as_young_as_new(store: Store, make: Make
     store.verify(used)
     assert names(collect(store)) == {"artefacts/s/unused"}
     assert not mark_used(store, unused)
+
+
+def test_a_dataset_of_which_every_snapshot_was_refused_does_not_stop_the_collection(store: Store, make: Make) -> None:
+    """Found by the state machine: there is no current snapshot, and that is no damage."""
+    for n in range(3):
+        publish_snapshot(store, "tiny", {"slot": make(f"k{n}").ref()}, {"n": n}, refused=["worse"])
+    make("unwanted")
+    report = collect(store, grace=NOW, keep_last=2)
+    assert names(report) == {"artefacts/s/k0", "artefacts/s/unwanted"}
+    assert [snapshot.number for snapshot in list_snapshots(store, "tiny")] == [2, 3]
+    assert not examine(store).harm
+    (store.root / "snapshots" / "tiny" / "current.json").write_text("torn")
+    with pytest.raises(StoreError, match="No snapshot of 'tiny' is readable"):
+        collect(store, grace=NOW)
+    assert [finding.kind for finding in examine(store).harm] == ["pointer"]
 
 
 def test_inputs_of_what_is_referred_to_are_kept_however_far_up(store: Store, make: Make) -> None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from p2rec_core.errors import ArtefactMissing, DataError, ModelError, P2RecError, SettingsError
-from storage.artefacts import ArtefactRef
+from p2rec_core.errors import ArtefactMissing, DataError, ModelError, P2RecError, ResourceError, SettingsError
+from storage.artefacts import ArtefactRef, Store
 from tasks.clusters import clusters_call
 from tasks.ingest import ingest_call
-from tasks.stage import run_stage
+from tasks.stage import StageCall, run_stage
 
 
 def assert_fails(copied, driver, photograph, settings, kind: type[P2RecError], words: str, source: Path | None = None):
@@ -109,3 +109,42 @@ def test_a_file_that_is_not_the_one_that_the_key_was_made_of_any_more(copied, qu
         run_stage(call, copied.store, runtime=quick().runtime)
     assert {a.key for a in copied.store.artefacts()} == before
     assert not list(copied.store.staging.iterdir())
+
+
+class OutOfMemoryException(Exception):
+    """Has the name of what DuckDB raises."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 8 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+        OutOfMemoryException("failed to allocate data of size 8.0 MiB"),
+    ],
+    ids=lambda error: str(error)[:20] or "no text",
+)
+def test_too_little_memory_is_one_error_and_nothing_is_published(quick, tmp_path, error):
+    store = Store.open(tmp_path / "store")
+
+    def compute(context):
+        context.writer.json("half", {"done": "half"})
+        raise error
+
+    call = StageCall("ingest", "tasks.ingest", {"n": 1}, {}, compute)
+    with pytest.raises(ResourceError, match="The stage ingest ran out of memory") as caught:
+        run_stage(call, store, runtime=quick().runtime)
+    assert caught.value.__cause__ is error
+    assert "nothing was published" in caught.value.remedy
+    assert not list(store.artefacts())
+    assert not list(store.staging.iterdir())
+
+
+def test_another_error_of_a_library_stays_what_it_is(quick, tmp_path):
+    def compute(context):
+        raise RuntimeError("size mismatch")
+
+    call = StageCall("ingest", "tasks.ingest", {"n": 1}, {}, compute)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        run_stage(call, Store.open(tmp_path / "store"), runtime=quick().runtime)
