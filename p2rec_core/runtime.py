@@ -7,7 +7,6 @@ import torch
 
 from p2rec_core.errors import SettingsError
 
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's ``mallopt``."""
 
