@@ -248,7 +248,16 @@ def train_rows(
     whole = [[run["peak_rss_bytes"] / GIB for run in pair] for pair in pairs]
     beyond = [[(run["peak_rss_bytes"] - run["imported_rss_bytes"]) / GIB for run in pair] for pair in pairs]
     rows = [
-        _row(TIME_TO_NDCG, data, backbone, "s", theirs, reached, note=note, wanted=epochs == WANTED_EPOCHS),
+        _row(
+            TIME_TO_NDCG,
+            data,
+            backbone,
+            "s",
+            theirs,
+            reached,
+            note=note,
+            wanted=epochs == WANTED_EPOCHS and sides.last_epoch is None,
+        ),
         _row("training, per epoch", data, backbone, "s", [p for _, p in per_epoch], [o for o, _ in per_epoch]),
         _row(MEMORY, data, backbone, "GiB", [p for _, p in whole], [o for o, _ in whole]),
         _row("the same beyond imports", data, backbone, "GiB", [p for _, p in beyond], [o for o, _ in beyond]),

@@ -75,10 +75,11 @@ class _KnowledgeTable(nn.Module):
         super().__init__()
         n_items, width = knowledge.shape
         self.embedding = nn.Parameter(torch.empty(n_items, hidden_size).normal_(std=INIT_STD))
+        vectors = torch.from_numpy(knowledge.copy())  # what was read from a table may not be written to
         if trainable:
-            self.knowledge = nn.Parameter(torch.from_numpy(knowledge.copy()))
+            self.knowledge = nn.Parameter(vectors)
         else:
-            self.register_buffer("knowledge", torch.from_numpy(knowledge), persistent=False)
+            self.register_buffer("knowledge", vectors, persistent=False)
         self.projection = nn.Linear(width, hidden_size)
         scale = float(np.sqrt(np.mean(knowledge.astype(np.float64) ** 2))) or 1.0
         nn.init.normal_(self.projection.weight, std=std / (scale * width**0.5))

@@ -1,10 +1,28 @@
 """The device that computations run on, and what makes them reproducible there."""
 
+import ctypes
 import os
 
 import torch
 
 from p2rec_core.errors import SettingsError
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Numbers of glibc's ``mallopt``."""
+
+_KEPT_BYTES = 1 << 30
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc hand freed memory out again instead of giving it back to the system.
+
+    By default every tensor of a few MiB or more is mapped, zeroed page by page and unmapped, block after block. Other
+    libraries of C have no such knob and are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 def prepared_device(device: str, threads: int) -> torch.device:
@@ -32,6 +50,7 @@ def prepared_device(device: str, threads: int) -> torch.device:
                 remedy="Count from cuda:0.",
             )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _keep_freed_memory()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     # nothing here reads memory before writing it, so filling every new tensor first would be work for nothing
