@@ -149,7 +149,6 @@ def run(words: list[str]) -> str | None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 # --recipe paper shares the artefact's memory with a buffer that nothing writes to
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
 @pytest.mark.parametrize("page", WITH_COMMANDS, ids=name_of)
 def test_a_pages_commands_work(
     page: Path, place: Path, small_assignments: list[str], request: pytest.FixtureRequest
