@@ -48,7 +48,7 @@ class EpochClock:
         last_epoch: Epoch after which the training is broken off by ``EnoughError``; None lets it end.
     """
 
-    def __init__(self, last_epoch: int | None) -> None:
+    def __init__(self, last_epoch: int | None = None) -> None:
         self.seconds: list[tuple[float, float]] = []
         self.ndcg: list[float] = []
         self.last_epoch = last_epoch
@@ -112,15 +112,15 @@ def timed_training(
         One entry per epoch: seconds of training, seconds of validation, validation NDCG@10. The first one has the
         making of model and windows too.
     """
-    clock = EpochClock(last_epoch)
+    told = EpochClock(last_epoch)
     recipe = NextItemTraining(**training.model_dump(exclude={"schedule"}), cosine=training.schedule is Schedule.COSINE)
     with contextlib.suppress(EnoughError):
         train_recommender(
-            sequences, validation, n_items=n_items, encoder=encoder, training=recipe, device=device, progress=clock
+            sequences, validation, n_items=n_items, encoder=encoder, training=recipe, device=device, progress=told
         )
     return [
         {"train_s": train_s, "validate_s": validate_s, "ndcg": value}
-        for (train_s, validate_s), value in zip(clock.seconds, clock.ndcg, strict=True)
+        for (train_s, validate_s), value in zip(told.seconds, told.ndcg, strict=True)
     ]
 
 

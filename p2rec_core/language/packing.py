@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PACKED_ATTENTION = "p2rec_packed"
@@ -58,12 +60,20 @@ def _packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    packing: Packing,
+    packing: Packing | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each packed sequence: three (1, heads, tokens, width) to (1, tokens, heads, width)."""
+    """Attention within each packed sequence: three (1, heads, tokens, width) to (1, tokens, heads, width).
+
+    Without a packing it is transformers' own, of padded sequences.
+    """
+    if packing is None:
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+        return out, None
     sizes = [count * width for count, width in packing.groups]
     parts = []
     split = [torch.split(tensor[0], sizes, dim=1) for tensor in (query, key, value)]
@@ -75,6 +85,7 @@ def _packed_attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, _packed_attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED_ATTENTION, sdpa_mask)
 
 
 __all__ = ["PACKABLE", "PACKED_ATTENTION", "Packing"]

@@ -2,20 +2,23 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clock import VARIABLE
+from growth import Curve
 from hot_paths import parsed as parsed_paths
 from ingest_run import digest
 from interactions import drawn, written
 from machine_limits import has_bf16
 from memory import peak_rss_bytes
-from ours_run import EpochClock, loaded
+from ours_run import EnoughError, EpochClock, loaded
 from peer_options import parsed
 from peer_rows import COUNTS, TIME_TO_NDCG, check_same, peer_model, seconds_to, train_rows
 from processes import BenchmarkError, run_command, run_script, tail
-from timing import in_turn
+from timing import in_turn, seconds
 
 from p2rec_core.settings.data import IngestSettings
 from storage.ingest.pipeline import ingest
@@ -43,11 +46,37 @@ def test_without_warm_up_every_call_counts():
 
 def test_the_clock_parts_steps_from_validation(capsys):
     clock = EpochClock()
-    for done, message in ((1, "step"), (2, "step"), (2, "epoch 1"), (3, "step"), (3, "epoch 2")):
+    first, second = "epoch 1: NDCG@10 0.1250, HR@10 0.2000", "epoch 2: NDCG@10 0.2500, HR@10 0.3000"
+    for done, message in ((1, "step"), (2, "step"), (2, first), (3, "step"), (3, second)):
         clock(done, 4, message)
+    assert clock.ndcg == [0.125, 0.25]
     assert len(clock.seconds) == 2
     assert all(part >= 0 for seconds in clock.seconds for part in seconds)
-    assert capsys.readouterr().out == "epoch 1\nepoch 2\n"
+    assert capsys.readouterr().out == f"{first}\n{second}\n"
+
+
+def test_a_training_is_broken_off_after_its_last_epoch():
+    clock = EpochClock(last_epoch=1)
+    clock(1, 4, "step")
+    with pytest.raises(EnoughError):
+        clock(1, 4, "epoch 1: NDCG@10 0.1250, HR@10 0.2000")
+    assert len(clock.seconds) == 1
+
+
+def test_seconds_of_the_cores_leave_waiting_out(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "cpu")
+    assert seconds(lambda: time.sleep(0.2)) < 0.1
+    monkeypatch.setenv(VARIABLE, "wall")
+    assert seconds(lambda: time.sleep(0.02)) >= 0.02
+
+
+def test_growth_is_the_slope_and_its_end_is_named():
+    linear = Curve("part", "stage", "users", [100, 200, 400], [1.0, 2.0, 4.0])
+    assert linear.exponent == pytest.approx(1)
+    assert linear.verdict == "linear or better"
+    bent = Curve("part", "stage", "users", [100, 200, 400], [1.0, 2.0, 8.0])
+    assert bent.last_slope == pytest.approx(2)
+    assert bent.verdict == "faster than its input beyond 200"
 
 
 def curve(*ndcg: float) -> list[dict[str, float]]:
@@ -65,6 +94,7 @@ class Recorded:
     """Sides of a measurement that were run before."""
 
     caser_length = 5
+    last_epoch = None
 
     def __init__(self) -> None:
         self.runs: list[str] = []
