@@ -269,7 +269,7 @@ def test_show_and_dry_run_tell_what_is_there_and_how_long_the_rest_takes(filled:
     assert status == 0, err
     assert re.search(r"3 of 6 cells are cached, (\d+) of (\d+) computations\.", out)
     assert "left." in out
-    assert re.search(r"missing\t\d of \d+ stages are cached", out)
+    assert re.search(r"missing \d of \d+ stages are cached", out)
     _, out, _ = call("experiment", "run", file, "--store", filled, "--seeds", "1,2", "--dry-run", "--json")
     values = json.loads(out)
     assert [cell["state"] for cell in values["cells"]] == ["done"] * 3 + ["missing"] * 3
