@@ -22,7 +22,7 @@ from tasks.arrays import learning_curve, numbering, ragged, targets, vector_arra
 from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
-    from p2rec_core.training.recommender import Knowledge
+    from p2rec_core.training.recommender import Knowledge, TrainedRecommender
 
 
 KNOWLEDGE_TABLES = {
@@ -116,6 +116,23 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
         progress=context.progress,
     )
+    return write_trained(context, settings, trained)
+
+
+def write_trained(
+    context: StageContext, settings: RecommenderSettings, trained: "TrainedRecommender"
+) -> dict[str, Any]:
+    """Write a trained recommender's model, learning curve and item embeddings.
+
+    Args:
+        context: Has the catalogue as its input ``items``.
+        settings: What it was trained with.
+        trained: The recommender.
+
+    Returns:
+        What the manifest says of it.
+    """
+    items = context.table("items")
     n_train = items.column("n_train").to_numpy()
     context.writer.tensors("model", trained.tensors, {"encoder": settings.encoder.model_dump_json()})
     context.writer.table("history", learning_curve(trained.fit.history))
@@ -131,13 +148,12 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         ),
     )
     fit = trained.fit
-    best = {metric: value for epoch, metric, value in fit.history if epoch == fit.best_epoch}
     return {
         "best_epoch": fit.best_epoch,
         "n_epochs": fit.n_epochs,
         "n_steps": fit.n_steps,
         "resumed_at_step": fit.resumed_at_step,
-        "best": best,
+        "best": {metric: value for epoch, metric, value in fit.history if epoch == fit.best_epoch},
         "n_untrained_items": int((n_train == 0).sum()),
         "n_parameters": int(sum(np.prod(t.shape) for n, t in trained.tensors.items() if n != "item_vectors")),
         "notes": list(fit.notes),

@@ -6,15 +6,12 @@ As in an ordinary run, the pre-trained backbone and Base are the same artefact w
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-
 from p2rec_core.backbones.registry import encoder_entry
 from p2rec_core.settings.refresh import RefreshSettings
 from p2rec_core.settings.sequence_model import FusionSettings, KnowledgeSource, RecommenderSettings, Variant
 from storage.artefacts import ArtefactRef
-from tasks.arrays import learning_curve, numbering, ragged, targets, vector_array
-from tasks.recommender import KNOWLEDGE_TABLES, prepared_knowledge
+from tasks.arrays import ragged, targets
+from tasks.recommender import KNOWLEDGE_TABLES, prepared_knowledge, write_trained
 from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
@@ -122,32 +119,7 @@ def _train(
         checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
         progress=context.progress,
     )
-    n_train = items.column("n_train").to_numpy()
-    context.writer.tensors("model", trained.tensors, {"encoder": settings.encoder.model_dump_json()})
-    context.writer.table("history", learning_curve(trained.fit.history))
-    context.writer.table(
-        "item_embeddings",
-        pa.table(
-            {
-                "item_idx": numbering(items.num_rows),
-                "source": pa.array([settings.encoder.backbone] * items.num_rows),
-                "trained": pa.array(n_train > 0),
-                "embedding": vector_array(trained.tensors["item_vectors"]),
-            }
-        ),
-    )
-    fit = trained.fit
-    return {
-        "best_epoch": fit.best_epoch,
-        "n_epochs": fit.n_epochs,
-        "n_steps": fit.n_steps,
-        "resumed_at_step": fit.resumed_at_step,
-        "best": {metric: value for epoch, metric, value in fit.history if epoch == fit.best_epoch},
-        "n_untrained_items": int((n_train == 0).sum()),
-        "n_copied_items": int(learned.sum()),
-        "n_parameters": int(sum(np.prod(t.shape) for n, t in trained.tensors.items() if n != "item_vectors")),
-        "notes": list(fit.notes),
-    }
+    return write_trained(context, settings, trained) | {"n_copied_items": int(learned.sum())}
 
 
 def _training(settings: RecommenderSettings, refresh: RefreshSettings) -> "NextItemTraining":
