@@ -22,6 +22,8 @@ from tasks.arrays import learning_curve, numbering, ragged, targets, vector_arra
 from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from p2rec_core.training.recommender import Knowledge, TrainedRecommender
 
 
@@ -116,32 +118,35 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
         progress=context.progress,
     )
-    return write_trained(context, settings, trained)
+    return write_trained(context, settings, trained, items.column("n_train").to_numpy())
 
 
 def write_trained(
-    context: StageContext, settings: RecommenderSettings, trained: "TrainedRecommender"
+    context: StageContext,
+    settings: RecommenderSettings,
+    trained: "TrainedRecommender",
+    n_train: "NDArray[np.integer[Any]]",
 ) -> dict[str, Any]:
     """Write a trained recommender's model, learning curve and item embeddings.
 
     Args:
-        context: Has the catalogue as its input ``items``.
+        context: Where to write.
         settings: What it was trained with.
         trained: The recommender.
+        n_train: int (N,) training interactions of each item.
 
     Returns:
         What the manifest says of it.
     """
-    items = context.table("items")
-    n_train = items.column("n_train").to_numpy()
+    n_items = len(n_train)
     context.writer.tensors("model", trained.tensors, {"encoder": settings.encoder.model_dump_json()})
     context.writer.table("history", learning_curve(trained.fit.history))
     context.writer.table(
         "item_embeddings",
         pa.table(
             {
-                "item_idx": numbering(items.num_rows),
-                "source": pa.array([settings.encoder.backbone] * items.num_rows),
+                "item_idx": numbering(n_items),
+                "source": pa.array([settings.encoder.backbone] * n_items),
                 "trained": pa.array(n_train > 0),
                 "embedding": vector_array(trained.tensors["item_vectors"]),
             }

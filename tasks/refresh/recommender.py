@@ -119,7 +119,8 @@ def _train(
         checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
         progress=context.progress,
     )
-    return write_trained(context, settings, trained) | {"n_copied_items": int(learned.sum())}
+    n_train = items.column("n_train").to_numpy()
+    return write_trained(context, settings, trained, n_train) | {"n_copied_items": int(learned.sum())}
 
 
 def _training(settings: RecommenderSettings, refresh: RefreshSettings) -> "NextItemTraining":
