@@ -162,7 +162,7 @@ class _Examination:
         """The directories of the store itself."""
         for name in _DIRECTORIES:
             path = self.store.root / name
-            if path.is_symlink() or not path.is_dir():
+            if path.is_symlink() or (path.exists() and not path.is_dir()):  # what is not there is made when needed
                 what = "is a symbolic link" if path.is_symlink() else "is no directory"
                 remedy = "Put a directory in its place; a store does not reach beyond its root."
                 yield Finding("layout", name, f"{path} {what}.", remedy), None

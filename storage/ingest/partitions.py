@@ -116,14 +116,15 @@ def _join_parquet(partitions: Sequence[Path], target: Path) -> None:
         for partition in partitions:
             try:
                 with pq.ParquetFile(partition) as file:
+                    found = _columns(file.schema_arrow)
                     if schema is None:
-                        schema = file.schema_arrow.remove_metadata()
+                        schema = found
                         writer = pq.ParquetWriter(target, schema)
-                    elif not file.schema_arrow.remove_metadata().equals(schema):
-                        raise _other_columns(partitions[0], schema, partition, file.schema_arrow)
+                    elif not found.equals(schema):
+                        raise _other_columns(partitions[0], schema, partition, found)
                     assert writer is not None
                     for batch in file.iter_batches():
-                        writer.write_batch(batch.replace_schema_metadata(None))
+                        writer.write_batch(batch.cast(schema))
             except pa.ArrowException as error:
                 raise DataError(
                     f"{partition} cannot be read as Parquet: {str(error).splitlines()[0].rstrip('.')}.",
@@ -132,6 +133,12 @@ def _join_parquet(partitions: Sequence[Path], target: Path) -> None:
     finally:
         if writer is not None:
             writer.close()
+
+
+def _columns(schema: pa.Schema) -> pa.Schema:
+    """Names and types alone: who wrote a partition decides whether a column may be null, and how long its texts."""
+    plain = {pa.large_string(): pa.string(), pa.string_view(): pa.string()}
+    return pa.schema([pa.field(field.name, plain.get(field.type, field.type)) for field in schema])
 
 
 def _join_text(partitions: Sequence[Path], target: Path, *, headed: bool) -> None:

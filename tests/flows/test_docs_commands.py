@@ -35,6 +35,8 @@ SERVED = "tests/deployments/served.py"
 
 COMMAND = re.compile(r"^ {4,}((?:[A-Z_0-9]+=\S+ )*(?:p2rec|cp|mkdir|python -c) .*)$", re.MULTILINE)
 TRAINS = ("run", "stage", "refresh", "show", "settings")
+GATE = ["refresh.max_hold_out_drop=1.0", "refresh.max_metric_drop=1.0", "refresh.min_coverage=0.0"]
+"""In few epochs nothing is learned that a metric could stand for."""
 SAMPLES_CLUSTERS = ["clusters.n_clusters=12", "clusters.finer=[60]"]
 
 
@@ -120,7 +122,7 @@ def adapted(command: str, small: list[str]) -> list[str]:
     words = [swaps.get(word, word) for word in words]
     if words[0] != "p2rec":
         return words
-    chosen = [*SAMPLES_CLUSTERS, *small]
+    chosen = [*SAMPLES_CLUSTERS, *small, *(GATE if words[1] == "refresh" else ())]
     given = [words[n + 1].partition("=")[0] for n, word in enumerate(words) if word == "--set"]
     if "causal_conv" in command:
         chosen = [a for a in chosen if "inner_size" not in a]

@@ -47,6 +47,17 @@ def test_parquet_is_joined_at_any_depth(days, place):
     assert pq.read_table(joined(days, "parquet", place)).to_pydict() == {"user_id": ["a", "b"], "item_id": [1, 1]}
 
 
+def test_who_wrote_a_parquet_partition_does_not_matter(days, place):
+    strict = pa.schema([pa.field("user_id", pa.string(), nullable=False), pa.field("item_id", pa.int64())])
+    pq.write_table(pa.table({"user_id": ["a"], "item_id": [1]}, schema=strict), days / "1.parquet")
+    pq.write_table(pa.table({"user_id": pa.array(["b"], pa.large_string()), "item_id": [2]}), days / "2.parquet")
+    pq.write_table(pa.table({"user_id": ["c"], "item_id": [3]}), days / "3.parquet")
+    assert pq.read_table(joined(days, "parquet", place)).to_pydict() == {
+        "user_id": ["a", "b", "c"],
+        "item_id": [1, 2, 3],
+    }
+
+
 def test_a_file_is_made_once_for_the_same_content_and_old_ones_go(days, place):
     seen = []
     for day in range(4):

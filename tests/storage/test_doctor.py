@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -198,6 +199,15 @@ def test_a_directory_of_the_store_that_leads_elsewhere(store: Store, filled: Art
     (store.root / "work").symlink_to(tmp_path)
     [finding] = examine(store).harm
     assert finding.problem == f"{store.root / 'work'} is a symbolic link."
+
+
+def test_a_copy_without_the_empty_directories_is_healthy(store: Store, filled: Artefact, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("artefacts", "snapshots"):
+        shutil.copytree(store.root / name, copy / name)
+    shutil.copy(store.root / "store.json", copy)
+    assert examine(Store.open(copy, create=False)).harm == ()
 
 
 def test_what_a_newer_version_wrote_is_not_set_aside(store: Store, filled: Artefact) -> None:
