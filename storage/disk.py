@@ -53,6 +53,7 @@ class DurableFile:
 
     def __init__(self, path: Path) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+        self.path = path
         self._fd = os.open(path, flags, 0o644)
         self._sha256 = hashlib.sha256()
         self.n_bytes = 0

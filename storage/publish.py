@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage import tensors as tensor_files
+from storage.checksums import checksums
 from storage.disk import DurableFile, hash_file, make_directory, os_errors, sync_directory, write_durably
 from storage.manifest import MANIFEST, SUFFIX, FileEntry, InputRef, Kind, Manifest, checked_name, render_json
 from storage.reading import Artefact
@@ -62,17 +63,41 @@ class ArtefactWriter:
             StoreError: The data does not conform, or cannot be written.
             ArtefactDamaged: What was read back is not what was written.
         """
-        data = conform(name, data)
+        with self.table_by_parts(name) as append:
+            append(data)
+
+    @contextlib.contextmanager
+    def table_by_parts(self, name: str) -> Iterator[Callable[[pa.Table], None]]:
+        """Write a table as Parquet that is never whole in memory.
+
+        Args:
+            name: One of ``schemas.TABLES``; also the name of the file.
+
+        Yields:
+            What takes the next part: rows that conform to that table's schema. There has to be one.
+
+        Raises:
+            StoreError: The data does not conform, or cannot be written.
+            ArtefactDamaged: What was read back is not what was written.
+        """
         path = self._new_path(name, "table")
-        entry_bytes = int(data.nbytes)
-
-        def write(file: DurableFile) -> None:
-            pq.write_table(data, file, row_group_size=_ROW_GROUP, compression="zstd", write_page_checksum=True)
-
-        sha256, n_bytes = self._write(path, write, entry_bytes)
         with os_errors(path):
-            columns = _read_back(path, data)
-        self._files[name] = FileEntry(name, path.name, "table", data.num_rows, n_bytes, sha256, columns)
+            file = DurableFile(path)
+        with contextlib.closing(file):
+            rows = _TableFile(name, file)
+            try:
+                yield rows.append
+            except BaseException:
+                with contextlib.suppress(OSError, StoreError):  # the file goes; the encoder must not outlive it
+                    rows.close()
+                raise
+            with os_errors(path):
+                rows.close()
+                expected = file.sync()
+        self._compare(path, expected)
+        with os_errors(path):
+            columns = _read_back(path, rows)
+        self._files[name] = FileEntry(name, path.name, "table", rows.n_rows, file.n_bytes, expected, columns)
 
     def tensors(self, name: str, tensors: tensor_files.Tensors, metadata: dict[str, str] | None = None) -> None:
         """Write arrays by name as safetensors.
@@ -182,17 +207,20 @@ class ArtefactWriter:
         return path
 
     def _write(self, path: Path, write: Callable[[DurableFile], object], n_bytes: int) -> tuple[str, int]:
-        with os_errors(path, n_bytes=n_bytes):
-            with contextlib.closing(DurableFile(path)) as file:
-                write(file)
-                expected = file.sync()
+        with os_errors(path, n_bytes=n_bytes), contextlib.closing(DurableFile(path)) as file:
+            write(file)
+            expected = file.sync()
+        self._compare(path, expected)
+        return expected, file.n_bytes
+
+    def _compare(self, path: Path, expected: str) -> None:
+        with os_errors(path):
             found = hash_file(path)
         if found != expected:
             raise ArtefactDamaged(
                 f"The file {path} is not what was written to it: expected sha256 {expected}, found {found}.",
                 remedy=_DEFECT,
             )
-        return expected, file.n_bytes
 
     def _refuse_if_published(self) -> None:
         if self._published:
@@ -213,34 +241,55 @@ def staged(staging: Path) -> Iterator[None]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _read_back(path: Path, data: pa.Table) -> dict[str, str]:
+class _TableFile:
+    """A Parquet file that grows by parts, and a checksum of every row group to compare it with.
+
+    Args:
+        name: One of ``schemas.TABLES``.
+        file: Where to.
+    """
+
+    def __init__(self, name: str, file: DurableFile) -> None:
+        self._name = name
+        self._file = file
+        self._writer: pq.ParquetWriter | None = None
+        self.n_rows = 0
+        self.checksums: list[list[int]] = []
+        self.schema: pa.Schema | None = None
+
+    def append(self, part: pa.Table) -> None:
+        """Write the next part, in row groups of its own."""
+        part = conform(self._name, part, first_row=self.n_rows)
+        if self._writer is None:
+            self.schema = part.schema
+            self._writer = pq.ParquetWriter(self._file, part.schema, compression="zstd", write_page_checksum=True)
+        with os_errors(self._file.path, n_bytes=int(part.nbytes)):
+            self._writer.write_table(part, row_group_size=_ROW_GROUP)
+        self.n_rows += part.num_rows
+        self.checksums += [checksums(part.slice(at, _ROW_GROUP)) for at in range(0, part.num_rows, _ROW_GROUP)]
+
+    def close(self) -> None:
+        """Write what comes after the last row."""
+        if self._writer is None:
+            raise StoreError(f"Table '{self._name}' was given no part.", remedy="Give it one, if only without rows.")
+        self._writer.close()
+
+
+def _read_back(path: Path, written: _TableFile) -> dict[str, str]:
     """Compare a Parquet file with what was written to it; the types by column as it gives them."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         start = 0
-        for i in range(file.num_row_groups):
-            group = file.read_row_group(i)
-            if not _same(group, data.slice(start, group.num_rows)):
+        groups = [group for group in range(file.num_row_groups) if file.metadata.row_group(group).num_rows]
+        for group, expected in zip(groups, written.checksums, strict=False):
+            found = file.read_row_group(group)
+            if checksums(found) != expected:
                 break
-            start += group.num_rows
-        if start != data.num_rows or file.schema_arrow != data.schema:
+            start += found.num_rows
+        if start != written.n_rows or file.schema_arrow != written.schema:
             raise ArtefactDamaged(
                 f"The file {path} does not hold what was written to it, from row {start} on.", remedy=_DEFECT
             )
         return {field.name: str(field.type) for field in file.schema_arrow}
-
-
-def _same(left: pa.Table, right: pa.Table) -> bool:
-    """Whether two tables are equal; unlike ``Table.equals``, bit by bit also where a value is NaN."""
-    return all(_bits(left.column(name)).equals(_bits(right.column(name))) for name in right.column_names)
-
-
-def _bits(column: pa.ChunkedArray) -> pa.Array:
-    values = column.combine_chunks()
-    if pa.types.is_float64(values.type):
-        return values.view(pa.int64())
-    if pa.types.is_float32(values.type):
-        return values.view(pa.int32())
-    return values
 
 
 def _hashes(manifest: Manifest) -> dict[str, str]:

@@ -213,12 +213,13 @@ def schema(table: str, *, width: int | None = None, n_clusters: int | None = Non
     return pa.schema(fields)
 
 
-def conform(table: str, data: pa.Table) -> pa.Table:
+def conform(table: str, data: pa.Table, *, first_row: int = 0) -> pa.Table:
     """Check that data is what the schema of a table says, and give it exactly that schema.
 
     Args:
         table: One of ``TABLES``.
         data: Columns in order. Nullability and schema metadata may differ; nothing else may.
+        first_row: Place of the first row in the whole table, where ``data`` is a part of it.
 
     Returns:
         The same rows, in one chunk per column, with the canonical nullability and no metadata.
@@ -238,7 +239,7 @@ def conform(table: str, data: pa.Table) -> pa.Table:
         fields.append(pa.field(column.name, found if column.type is None else column.type, nullable=column.nullable))
     data = data.combine_chunks()
     for column in expected:
-        _check_values(table, column, data.column(column.name))
+        _check_values(table, column, data.column(column.name), first_row)
     return data.cast(pa.schema(fields))
 
 
@@ -250,7 +251,7 @@ def _check_type(table: str, column: Column, found: pa.DataType) -> None:
         raise _violation(table, f"column '{column.name}'", f"FixedSizeList<float32>[{column.axis}]", str(found))
 
 
-def _check_values(table: str, column: Column, values: pa.ChunkedArray) -> None:
+def _check_values(table: str, column: Column, values: pa.ChunkedArray, first_row: int) -> None:
     place = f"column '{column.name}'"
     if values.null_count and not column.nullable:
         raise _violation(table, place, "no nulls", f"{values.null_count} nulls")
@@ -268,14 +269,15 @@ def _check_values(table: str, column: Column, values: pa.ChunkedArray) -> None:
         if least < 1:
             raise _violation(table, place, "values from 1 (0 is padding)", str(least))
     if column.dense:
-        _check_dense(table, place, values)
+        _check_dense(table, place, values, first_row)
 
 
-def _check_dense(table: str, place: str, values: pa.ChunkedArray) -> None:
-    dense = pa.array(np.arange(1, len(values) + 1, dtype=np.int32))
+def _check_dense(table: str, place: str, values: pa.ChunkedArray, first_row: int) -> None:
+    dense = pa.array(np.arange(first_row + 1, first_row + len(values) + 1, dtype=np.int32))
     wrong = pc.index(pc.not_equal(values, dense), True).as_py()
     if wrong >= 0:
-        raise _violation(table, place, f"{wrong + 1} in row {wrong}", str(values[wrong].as_py()))
+        row = first_row + wrong
+        raise _violation(table, place, f"{row + 1} in row {row}", str(values[wrong].as_py()))
 
 
 def _violation(table: str, place: str, expected: str, found: str) -> StoreError:

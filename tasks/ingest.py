@@ -1,12 +1,11 @@
 """Stage 1: raw interactions → numbered sequences, split leave-one-out."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from p2rec_core.settings.data import IngestSettings
 from tasks.stage import StageCall, StageContext
-
-_TABLES = ("interactions", "sequences", "validation", "test", "items", "users", "rejects")
 
 
 def ingest_call(source: Path, settings: IngestSettings) -> StageCall:
@@ -24,13 +23,15 @@ def ingest_call(source: Path, settings: IngestSettings) -> StageCall:
     chosen = settings.model_dump(mode="json")
 
     def compute(context: StageContext) -> dict[str, Any]:
-        from storage.ingest.pipeline import ingest
+        from storage.ingest.pipeline import TABLES, ingest_by_parts
 
         context.progress(0, 1, f"reading {source.name}")
-        result = ingest(source, **chosen)
-        for name in _TABLES:
-            context.writer.table(name, getattr(result, name))
-        return {"counts": result.counts, "notices": result.notices}
+        with contextlib.ExitStack() as files:
+            append = {name: files.enter_context(context.writer.table_by_parts(name)) for name in TABLES}
+            facts = ingest_by_parts(
+                source, lambda name, part: append[name](part), **chosen, memory_limit=context.runtime.ingest_memory
+            )
+        return {"counts": facts.counts, "notices": facts.notices}
 
     return StageCall(
         stage="ingest",

@@ -67,6 +67,9 @@ class RuntimeSettings(Settings):
     """CPU threads of a computation."""
     checkpoint_every_s: float = Field(30.0, ge=0)
     """Seconds between two checkpoints of a training."""
+    ingest_memory: str | None = Field(None, pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")
+    """Most memory that DuckDB takes in an import before it spills to the temporary directory, such as ``4GB``; null is
+    four fifths of the machine's. About half a gigabyte comes on top of it."""
     knowledge_batch_size: int = Field(256, ge=1)
     """Items that go through the language model at once."""
 

@@ -19,15 +19,15 @@ def k_core(engine: Engine, *, source: str, target: str, min_user: int, min_item:
     Returns:
         Rounds in which something was dropped.
     """
-    engine.run(f"CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {source}")
-    rounds = 0
+    rounds, left = 0, source
     while True:
-        before = engine.number(f"SELECT count(*) FROM {target}")
+        before = engine.number(f"SELECT count(*) FROM {left}")
         engine.run(
-            f"""CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {target}
-            WHERE i IN (SELECT i FROM {target} GROUP BY i HAVING count(*) >= $least)""",
+            f"""CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {left}
+            WHERE i IN (SELECT i FROM {left} GROUP BY i HAVING count(*) >= $least)""",
             {"least": min_item},
         )
+        left = target
         engine.run(
             f"""CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {target}
             WHERE u IN (SELECT u FROM {target} GROUP BY u HAVING count(*) >= $least)""",

@@ -1,18 +1,22 @@
 """From a file of interactions to the tables that every later stage reads."""
 
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from p2rec_core.errors import DataError
 from storage.ingest.engine import Engine, open_engine
 from storage.ingest.kcore import k_core, largest_core
 from storage.ingest.layout import Columns
-from storage.ingest.load import load, rejects_of
+from storage.ingest.load import REJECTS, load, rejects_of
 from storage.ingest.lookalikes import lookalike_notices
-from storage.ingest.statistics import Count, describe
+from storage.ingest.statistics import Count, Description
 
 INTERACTIONS = pa.schema(
     [
@@ -27,13 +31,45 @@ TARGETS = pa.schema([("user_idx", pa.int32()), ("item_idx", pa.int32())])
 ITEMS = pa.schema([("item_idx", pa.int32()), ("item_id", pa.string()), ("n_train", pa.int32())])
 USERS = pa.schema([("user_idx", pa.int32()), ("user_id", pa.string()), ("n_train", pa.int32())])
 
+TABLES = {
+    "interactions": INTERACTIONS,
+    "sequences": SEQUENCES,
+    "validation": TARGETS,
+    "test": TARGETS,
+    "items": ITEMS,
+    "users": USERS,
+    "rejects": REJECTS,
+}
+"""What an import makes, by name."""
+
 MIN_SPLIT = 3
 """Fewest interactions of a user who is split: one each for training, validation and test."""
 
+PART_ROWS = 4_000_000
+"""Interactions of a part, about: so many are in memory at once. The bytes of what is stored depend on it."""
+
+Take = Callable[[str, pa.Table], None]
+"""Takes the next part of a table: its name and rows."""
+
 
 @dataclass(frozen=True)
-class IngestResult:
-    """Tables of one data set.
+class IngestFacts:
+    """What is to be said of an import beside its tables.
+
+    Attributes:
+        counts: Everything that was read, dropped or kept, as numbers.
+        notices: Sentences about oddities that did not stop the ingest.
+        sha256: Digest of the source file.
+    """
+
+    counts: dict[str, Count]
+    notices: list[str]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class IngestResult(IngestFacts):
+    """Tables of one data set, in memory, and what is to be said of them.
 
     Attributes:
         interactions: user_idx int32, item_idx int32, timestamp float64 (null without timestamps), position
@@ -46,9 +82,6 @@ class IngestResult:
         users: user_idx int32, user_id string, n_train int32 (length of the training part); row i is user
             i + 1.
         rejects: line int64, reason string, content string; rows set aside.
-        counts: Everything that was read, dropped or kept, as numbers.
-        notices: Sentences about oddities that did not stop the ingest.
-        sha256: Digest of the source file.
     """
 
     interactions: pa.Table
@@ -58,13 +91,31 @@ class IngestResult:
     items: pa.Table
     users: pa.Table
     rejects: pa.Table
-    counts: dict[str, Count]
-    notices: list[str]
-    sha256: str
 
 
-def ingest(
+def ingest(path: Path, **settings: Any) -> IngestResult:
+    """Import a file of interactions into memory.
+
+    Args:
+        path: One file.
+        settings: Those of ``ingest_by_parts``.
+
+    Returns:
+        The tables, all sorted, equal for equal input and settings.
+
+    Raises:
+        DataError: See ``ingest_by_parts``.
+        ValueError: Likewise.
+    """
+    parts: dict[str, list[pa.Table]] = defaultdict(list)
+    facts = ingest_by_parts(path, lambda name, part: parts[name].append(part), **settings)
+    tables = {name: pa.concat_tables(parts[name]).combine_chunks() for name in TABLES}
+    return IngestResult(counts=facts.counts, notices=facts.notices, sha256=facts.sha256, **tables)
+
+
+def ingest_by_parts(
     path: Path,
+    take: Take,
     *,
     format: str,
     user_column: str,
@@ -81,15 +132,19 @@ def ingest(
     first_day: str | None = None,
     last_day: str | None = None,
     memory_limit: str | None = None,
-) -> IngestResult:
-    """Read, check, filter, number and split a file of interactions.
+) -> IngestFacts:
+    """Read, check, filter, number and split a file of interactions, and hand its tables over part by part.
 
     Interactions are ordered by timestamp, then by position in the file. Items are numbered 1…N by a seeded
     permutation of their sorted ids, users 1…U in the order of their sorted ids (as UTF-8 bytes): both
     depend on nothing but the set of ids and the seed, so a number says nothing about popularity or time.
 
+    Beside DuckDB, which spills, a part of ``PART_ROWS`` interactions is in memory, and a few numbers of each user and
+    item with the items' ids.
+
     Args:
         path: One file; text formats may be gzip.
+        take: Is given the parts of the tables of ``TABLES``, those of each in order; at least one of each.
         format: ``sequences``, ``csv``, ``tsv``, ``parquet``, ``recbole`` or ``movielens``.
         user_column: Column of the user's id; not used by ``sequences`` and ``movielens``.
         item_column: Column of the item's id; likewise.
@@ -108,7 +163,7 @@ def ingest(
         memory_limit: Most memory of DuckDB before it spills, such as ``4GB``; None is its default.
 
     Returns:
-        The tables, all sorted, equal for equal input and settings.
+        What is to be said beside the tables.
 
     Raises:
         DataError: The file, its rows or what the filter leaves cannot be used.
@@ -130,15 +185,16 @@ def ingest(
         counts |= _code(engine, drop_duplicates=drop_duplicates)
         counts |= _filter(engine, path, min_user=min_user_interactions, min_item=min_item_interactions)
         notices = loaded.notices + lookalike_notices(engine)
-        _number(engine, seed=seed)
-        tables = _tables(engine)
-        counts |= describe(tables)
+        engine.run("DROP TABLE raw")
+        description = _hand_over(engine, take, seed=seed)
+        take("rejects", rejects_of(engine))
+        counts |= description.counts()
         if counts["n_users_unsplit"]:
             notices.append(
                 f"{counts['n_users_unsplit']} users have fewer than {MIN_SPLIT} interactions: all of them "
                 "are training, and these users have no validation or test item."
             )
-        return IngestResult(**tables, rejects=rejects_of(engine), counts=counts, notices=notices, sha256=loaded.sha256)
+        return IngestFacts(counts=counts, notices=notices, sha256=loaded.sha256)
 
 
 def _code(engine: Engine, *, drop_duplicates: bool) -> dict[str, Count]:
@@ -149,10 +205,17 @@ def _code(engine: Engine, *, drop_duplicates: bool) -> dict[str, Count]:
             SELECT id, (row_number() OVER (ORDER BY id))::INTEGER AS code
             FROM (SELECT DISTINCT {side} AS id FROM raw)"""
         )
+    # rows are in the order of the file; where none was taken out again, their numbers have no gaps
+    dense = engine.number("SELECT count(*) = max(rowid) + 1 FROM raw")
+    engine.run(
+        f"""CREATE TEMP VIEW placed AS
+        SELECT user_id, item_id, stamp, {"rowid" if dense else "row_number() OVER (ORDER BY rowid) - 1"} AS position
+        FROM raw"""
+    )
     engine.run(
         """CREATE TEMP TABLE events AS
         SELECT user_codes.code AS u, item_codes.code AS i, stamp, position
-        FROM (SELECT *, row_number() OVER (ORDER BY line, k) - 1 AS position FROM raw) AS placed
+        FROM placed
         JOIN user_codes ON user_codes.id = placed.user_id
         JOIN item_codes ON item_codes.id = placed.item_id"""
     )
@@ -188,57 +251,88 @@ def _filter(engine: Engine, path: Path, *, min_user: int, min_item: int) -> dict
     }
 
 
-def _number(engine: Engine, *, seed: int) -> None:
-    """Give survivors their final numbers and every interaction its rank: ``numbered``, ``split``."""
-    n_items = engine.number("SELECT count(DISTINCT i) FROM core")
-    permutation = np.random.default_rng(seed).permutation(n_items).astype(np.int32) + np.int32(1)
-    drawn = pa.table({"rank": pa.array(np.arange(1, n_items + 1)), "item_idx": pa.array(permutation)})
-    with engine.table("drawn", drawn):
-        engine.run(
-            """CREATE TEMP TABLE item_numbers AS SELECT ranked.i, drawn.item_idx, item_codes.id AS item_id
-            FROM (SELECT i, row_number() OVER (ORDER BY i) AS rank FROM (SELECT DISTINCT i FROM core))
-                AS ranked
-            JOIN drawn USING (rank) JOIN item_codes ON item_codes.code = ranked.i"""
+def _hand_over(engine: Engine, take: Take, *, seed: int) -> Description:
+    """Number and split what is in ``core``, a range of users at a time."""
+    engine.run("CREATE TEMP TABLE core_users AS SELECT u, count(*) AS n FROM core GROUP BY u")
+    users = engine.arrow("SELECT u, n FROM core_users ORDER BY u")
+    codes, lengths = users.column("u").to_numpy(), users.column("n").to_numpy()
+    item_ids, item_of = _numbered_items(engine, seed)
+    n_train = np.zeros(len(item_ids) + 1, np.int64)
+    description = Description(n_items=len(item_ids))
+    for first, end in _ranges(lengths):
+        bounds = [int(codes[first]), int(codes[end - 1])]
+        rows = engine.arrow(
+            "SELECT i, stamp, position FROM core WHERE u BETWEEN ? AND ? ORDER BY u, stamp, position", bounds
         )
-    engine.run(
-        """CREATE TEMP TABLE user_numbers AS
-        SELECT u, (row_number() OVER (ORDER BY u))::INTEGER AS user_idx, user_codes.id AS user_id
-        FROM (SELECT DISTINCT u FROM core) AS left_over JOIN user_codes ON user_codes.code = left_over.u"""
-    )
-    engine.run(
-        f"""CREATE TEMP TABLE split AS
-        SELECT user_idx, item_idx, stamp, position, rank, CASE
-            WHEN n < {MIN_SPLIT} OR rank < n - 1 THEN 'train' WHEN rank = n - 1 THEN 'validation' ELSE 'test'
-        END AS part
-        FROM (
-            SELECT user_idx, item_idx, stamp, position,
-                row_number() OVER (PARTITION BY user_idx ORDER BY stamp, position) AS rank,
-                count(*) OVER (PARTITION BY user_idx) AS n
-            FROM core JOIN item_numbers USING (i) JOIN user_numbers USING (u)
-        )"""
-    )
+        ids = engine.arrow(
+            """SELECT id FROM user_codes WHERE code BETWEEN ? AND ? AND code IN (SELECT u FROM core_users)
+            ORDER BY code""",
+            bounds,
+        )
+        tables = _split(rows, item_of, ids.column("id"), lengths[first:end], first + 1)
+        n_train += np.bincount(tables["sequences"].column("items").combine_chunks().values, minlength=len(n_train))
+        description.add(tables)
+        for name, part in tables.items():
+            take(name, part.cast(TABLES[name]))
+    numbers = np.arange(1, len(item_ids) + 1, dtype=np.int32)
+    take("items", pa.table([numbers, item_ids, n_train[1:].astype(np.int32)], schema=ITEMS))
+    return description
 
 
-def _tables(engine: Engine) -> dict[str, pa.Table]:
-    targets = "SELECT user_idx, item_idx FROM split WHERE part = $part ORDER BY user_idx"
+def _numbered_items(engine: Engine, seed: int) -> tuple[pa.Array, NDArray[np.int32]]:
+    """The ids of the items in their order, and the number of each code, int32, 0 for those that were dropped."""
+    items = engine.arrow(
+        "SELECT code, id FROM item_codes WHERE code IN (SELECT DISTINCT i FROM core) ORDER BY code"
+    ).combine_chunks()
+    numbers = np.random.default_rng(seed).permutation(len(items)).astype(np.int32) + np.int32(1)
+    codes = items.column("code").to_numpy()
+    item_of = np.zeros(int(codes.max()) + 1, np.int32)
+    item_of[codes] = numbers
+    return items.column("id").combine_chunks().take(pa.array(np.argsort(numbers))), item_of
+
+
+def _ranges(lengths: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Ranges of users, each until it has ``PART_ROWS`` interactions: their first place, and that after the last."""
+    ends = np.cumsum(lengths)
+    first = 0
+    while first < len(lengths):
+        before = ends[first - 1] if first else 0
+        end = min(int(np.searchsorted(ends, before + PART_ROWS)) + 1, len(lengths))
+        yield first, end
+        first = end
+
+
+def _split(
+    rows: pa.Table, item_of: NDArray[np.int32], user_ids: pa.ChunkedArray, lengths: NDArray[np.int64], first: int
+) -> dict[str, pa.Table]:
+    """The tables of some users, leave-one-out.
+
+    Args:
+        rows: i, stamp, position; by user, oldest first.
+        item_of: Number of an item by its code.
+        user_ids: The users' ids.
+        lengths: Their interactions.
+        first: Number of the first user.
+    """
+    user = np.arange(first, first + len(lengths), dtype=np.int32)
+    item = item_of[rows.column("i").to_numpy()]
+    ends = np.cumsum(lengths)
+    split = lengths >= MIN_SPLIT
+    in_training = np.ones(len(item), bool)
+    in_training[ends[split] - 1] = in_training[ends[split] - 2] = False
+    n_train = lengths - 2 * split
+    offsets = np.concatenate([[0], np.cumsum(n_train)]).astype(np.int32)
     return {
-        "interactions": engine.arrow(
-            "SELECT user_idx, item_idx, stamp AS timestamp, position FROM split ORDER BY user_idx, rank"
-        ).cast(INTERACTIONS),
-        "sequences": engine.arrow(
-            """SELECT user_idx, list(item_idx ORDER BY rank) AS items FROM split WHERE part = 'train'
-            GROUP BY user_idx ORDER BY user_idx"""
-        ).cast(SEQUENCES),
-        "validation": engine.arrow(targets, {"part": "validation"}).cast(TARGETS),
-        "test": engine.arrow(targets, {"part": "test"}).cast(TARGETS),
-        "items": engine.arrow(
-            """SELECT item_idx, item_id, coalesce(n, 0)::INTEGER AS n_train FROM item_numbers
-            LEFT JOIN (SELECT item_idx, count(*) AS n FROM split WHERE part = 'train' GROUP BY item_idx)
-            USING (item_idx) ORDER BY item_idx"""
-        ).cast(ITEMS),
-        "users": engine.arrow(
-            """SELECT user_idx, user_id, n::INTEGER AS n_train FROM user_numbers
-            JOIN (SELECT user_idx, count(*) AS n FROM split WHERE part = 'train' GROUP BY user_idx)
-            USING (user_idx) ORDER BY user_idx"""
-        ).cast(USERS),
+        "interactions": pa.table(
+            {
+                "user_idx": np.repeat(user, lengths),
+                "item_idx": item,
+                "timestamp": rows.column("stamp"),
+                "position": rows.column("position"),
+            }
+        ),
+        "sequences": pa.table({"user_idx": user, "items": pa.ListArray.from_arrays(offsets, item[in_training])}),
+        "validation": pa.table({"user_idx": user[split], "item_idx": item[ends[split] - 2]}),
+        "test": pa.table({"user_idx": user[split], "item_idx": item[ends[split] - 1]}),
+        "users": pa.table({"user_idx": user, "user_id": user_ids, "n_train": n_train.astype(np.int32)}),
     }

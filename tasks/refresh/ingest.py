@@ -7,8 +7,6 @@ from p2rec_core.settings.data import IngestSettings
 from storage.artefacts import ArtefactRef
 from tasks.stage import StageCall, StageContext
 
-_TABLES = ("interactions", "sequences", "validation", "test", "items", "users", "rejects")
-
 
 def continued_ingest_call(source: Path, settings: IngestSettings, *, previous: ArtefactRef) -> StageCall:
     """The import of today's interactions; known users and items keep their indices, new ones are appended.
@@ -26,16 +24,16 @@ def continued_ingest_call(source: Path, settings: IngestSettings, *, previous: A
     chosen = settings.model_dump(mode="json")
 
     def compute(context: StageContext) -> dict[str, Any]:
-        from storage.ingest.pipeline import ingest
+        from storage.ingest.pipeline import TABLES, ingest
         from storage.ingest.renumber import continued
 
         context.progress(0, 1, f"reading {source.name}")
         result = continued(
-            ingest(source, **chosen),
+            ingest(source, **chosen, memory_limit=context.runtime.ingest_memory),
             user_ids=context.table("previous_users", ["user_id"]).column("user_id"),
             item_ids=context.table("previous_items", ["item_id"]).column("item_id"),
         )
-        for name in _TABLES:
+        for name in TABLES:
             context.writer.table(name, getattr(result, name))
         return {"counts": result.counts, "notices": result.notices}
 

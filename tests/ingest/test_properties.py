@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2rec_core.errors import DataError
-from storage.ingest import ingest
+from storage.ingest import ingest, pipeline
 
 LOGS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 20)), min_size=1, max_size=70)
 
@@ -79,3 +79,14 @@ def test_item_numbers_are_a_bijection_that_the_order_of_rows_cannot_change(log, 
     shuffled = list(log)
     shuffler.shuffle(shuffled)
     assert run(shuffled, 1, 1, seed).items["item_id"].to_pylist() == ids
+
+
+@settings(max_examples=15, deadline=None)
+@given(log=LOGS, part_rows=st.integers(1, 30))
+def test_how_many_users_are_in_a_part_changes_nothing(log, part_rows):
+    whole = run(log, 1, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "PART_ROWS", part_rows)
+        parts = run(log, 1, 1)
+    assert all(getattr(whole, name).equals(getattr(parts, name)) for name in pipeline.TABLES)
+    assert whole.counts == parts.counts
