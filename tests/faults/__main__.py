@@ -63,6 +63,12 @@ def _memory(directory: Path, *, quick: bool) -> list[Row]:
     return memory_rows(directory, quick=quick)
 
 
+def _stages(directory: Path, *, quick: bool) -> list[Row]:
+    from tests.faults.stages import stage_rows
+
+    return stage_rows(directory, quick=quick)
+
+
 PARTS: dict[str, Part] = {
     "a": _kills,
     "c": _power,
@@ -70,6 +76,7 @@ PARTS: dict[str, Part] = {
     "f": _together,
     "b": _flips,
     "e": _resume,
+    "h": _stages,
     "g": _memory,
 }
 """In the order in which they run: first those that fork."""
