@@ -15,6 +15,7 @@ from p2rec_core.sequences import (
     RaggedSequences,
     Windows,
     bucketed_batches,
+    pieces,
     prefix_windows,
     shuffled_batches,
     tail_windows,
@@ -25,6 +26,8 @@ PIECE_POSITIONS = 12_800
 """Places (prefixes x max_length) that go through an encoder at once where it reads prefixes; changes memory and
 time, not results beyond rounding and dropout."""
 
+PIECE_VALUES = 1 << 23
+"""Places x hidden_size that go through a causal encoder at once: however large a step, about a gibibyte."""
 
 OWN_LAST, OWN_EARLIER = 0, 1
 """Places of ``Recommender.own_bias``: what the last item of a sequence gets, and what each item before it gets."""
@@ -95,8 +98,8 @@ class NextItemObjective:
         max_length: Longest sequence that the encoder reads.
         batch_positions: Bound of the positions that one optimiser step predicts from. Causal: rows x padded length,
             next to none of it padding, since rows of like length go together. Otherwise a prefix is one position, so
-            that both kinds take about as many steps per epoch; a step's prefixes go through in pieces of at most
-            ``PIECE_POSITIONS`` places, whose gradients are summed.
+            that both kinds take about as many steps per epoch. A step goes through in pieces, whose gradients are
+            summed: of at most ``PIECE_POSITIONS`` places where prefixes are read, else of ``PIECE_VALUES`` values.
         n_negatives: Items that stand for the catalogue in a step's softmax; None, or as many as there are, takes all.
         seed: Seed of the order.
         device: Where the model is.
@@ -142,7 +145,9 @@ class NextItemObjective:
         """Window numbers of each step; the order depends on the seed and the epoch alone."""
         rng = np.random.default_rng((self.seed, epoch))
         if self.causal:
-            return [[rows] for rows in bucketed_batches(self.windows.lengths - 1, self.batch_positions, rng)]
+            lengths = self.windows.lengths - 1
+            places = PIECE_VALUES // self.model.encoder.hidden_size
+            return [pieces(rows, lengths, places) for rows in bucketed_batches(lengths, self.batch_positions, rng)]
         return shuffled_batches(
             self.windows.lengths, self.batch_positions, max(1, PIECE_POSITIONS // self.max_length), rng
         )

@@ -179,6 +179,18 @@ def bucketed_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def pieces(rows: NDArray[np.int64], lengths: NDArray[np.int64], most_places: int) -> list[NDArray[np.int64]]:
+    """Cut a batch.
+
+    Args:
+        rows: Row numbers of the batch.
+        lengths: int64, the length of every row there is.
+        most_places: Bound of rows x longest row of the batch in a piece; a piece has one row at the least.
+    """
+    n_rows = max(1, most_places // int(lengths[rows].max()))
+    return [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
+
+
 def shuffled_batches(
     lengths: NDArray[np.int64], batch_rows: int, piece_rows: int, rng: np.random.Generator
 ) -> list[list[NDArray[np.int64]]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from p2rec_core.backbones.base import SequenceEncoder, make_encoder
 from p2rec_core.errors import ModelError
 from p2rec_core.fusion import ClusterTable, IdTable, SmoothedTable, knowledge_table, nearest_items
+from p2rec_core.memory import check_item_table
 from p2rec_core.progress import Progress, silent
 from p2rec_core.recommender import NextItemObjective, Recommender
 from p2rec_core.sequences import RaggedSequences
@@ -191,7 +192,9 @@ def train_recommender(
         SettingsError: There is no such backbone.
         DataError: There is nothing to train on.
         ModelError: The loss is not finite.
+        ResourceError: The item table does not fit into memory.
     """
+    check_item_table(n_items, encoder.hidden_size, device)
     model = new_recommender(n_items, encoder, training, clusters=clusters, n_clusters=n_clusters, knowledge=knowledge)
     return trained_recommender(
         model,

@@ -136,6 +136,20 @@ def test_pieces_sum_to_the_gradient_of_the_whole(make, monkeypatch):
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
+def test_a_large_step_of_a_causal_encoder_goes_through_in_pieces(make, monkeypatch):
+    gradients = []
+    for values in (1 << 23, 1):
+        monkeypatch.setattr("p2rec_core.recommender.PIECE_VALUES", values)
+        objective = make(Causal, batch_positions=100)
+        steps = objective.steps(0)
+        assert len(steps) == 1
+        assert len(steps[0]) == (1 if values > 1 else len(objective.windows))
+        for piece in steps[0]:
+            objective.loss(piece).backward()
+        gradients.append(objective.model.item_table.embedding.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
 def test_both_kinds_take_about_as_many_steps(ragged):
     rng = np.random.default_rng(0)
     rows = ragged([rng.integers(1, N_ITEMS + 1, size=n).tolist() for n in rng.integers(3, 20, size=300)])
