@@ -10,7 +10,7 @@ BENCH ?= build/benchmarks
 TEST_PROCESSES ?= 2
 AUDIT ?= build/audit
 
-.PHONY: help setup run beauty test test-slow faults audit lint format typecheck imports bench bench-quick serve docs clean
+.PHONY: help setup run beauty test test-slow faults soak audit lint format typecheck imports bench bench-quick serve docs clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-12s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test-slow: setup  ## Run the tests that take long
 
 faults: setup  ## Inject faults into stores and count what comes of each
 	$(BIN)/python -m tests.faults
+
+soak: setup  ## Simulate thirty nights of a growing dataset with faults, by the command line
+	$(BIN)/python -m tests.faults.soak
 
 audit: setup  ## Look the pinned packages up in the advisory database; needs the network
 	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit)

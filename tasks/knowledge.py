@@ -1,14 +1,27 @@
 """Stage 6: every item through the fine-tuned language model, or through one that was never tuned."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from p2rec_core.settings.language import FinetuneSettings, LanguageModelSettings
 from storage.artefacts import ArtefactRef
 from tasks.arrays import numbering, vector_array
-from tasks.language_model import NOT_READ_WITH_ITEMS, language_model_source, open_language_model, read_items
+from tasks.language_model import (
+    NOT_READ_WITH_ITEMS,
+    OpenedModel,
+    language_model_source,
+    open_language_model,
+    read_items,
+)
 from tasks.stage import StageCall, StageContext
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from p2rec_core.language.knowledge import ItemKnowledge
+    from p2rec_core.language.preference_model import PreferenceLanguageModel
 
 
 def knowledge_call(
@@ -62,16 +75,41 @@ def knowledge_call(
 
 
 def _embed(context: StageContext, language_model: LanguageModelSettings, settings: FinetuneSettings) -> dict[str, Any]:
-    from p2rec_core.language.agreement import category_agreement
-    from p2rec_core.language.knowledge import build_model, item_knowledge
-
     opened = open_language_model(language_model, context.runtime, seed=settings.seed)
+    model = preference_model(context, opened, language_model, settings, *read_items(context))
+    result = through_the_model(context, opened, model)
+    written = write_knowledge(context, result.knowledge, result.category_distribution)
+    more = {"n_untrained_items": result.n_untrained, "notes": list(result.notes)}
+    return opened.facts() | written | more
+
+
+def preference_model(
+    context: StageContext,
+    opened: OpenedModel,
+    language_model: LanguageModelSettings,
+    settings: FinetuneSettings,
+    features: "NDArray[np.float32]",
+    described: "NDArray[np.bool_]",
+) -> "PreferenceLanguageModel":
+    """The language model with a table of items, tuned where the context has the input ``adapter``.
+
+    Args:
+        context: Has the inputs ``centroids`` and ``finer`` too.
+        opened: The language model.
+        language_model: Its settings.
+        settings: LoRA's shape and the seed.
+        features: float32 (N, D), what the model reads of each item.
+        described: bool (N,), which items have any.
+    """
+    from p2rec_core.language.knowledge import build_model
+
     n_clusters = context.table("centroids", ["cluster"]).num_rows
     finer = set(context.table("finer", ["n_clusters"]).column("n_clusters").to_pylist())
-    model = build_model(
+    return build_model(
         opened.language_model,
         opened.preference_prompt(language_model, n_clusters),
-        *read_items(context),
+        features,
+        described,
         n_clusters + sum(finer),
         lora_rank=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -80,31 +118,49 @@ def _embed(context: StageContext, language_model: LanguageModelSettings, setting
         seed=settings.seed,
         tensors=context.tensors("adapter") if "adapter" in context.inputs else None,
     ).to(opened.device)
-    result = item_knowledge(
+
+
+def through_the_model(
+    context: StageContext,
+    opened: OpenedModel,
+    model: "PreferenceLanguageModel",
+    items: "NDArray[np.int64] | None" = None,
+) -> "ItemKnowledge":
+    """Items through the language model; None takes all of them."""
+    from p2rec_core.language.knowledge import item_knowledge
+
+    return item_knowledge(
         model,
-        n_categories=n_clusters,
+        items,
+        n_categories=context.table("centroids", ["cluster"]).num_rows,
         batch_size=context.runtime.knowledge_batch_size,
         autocast=opened.autocast,
         progress=context.progress,
     )
-    n_items = len(result.knowledge)
-    context.writer.table(
-        "item_knowledge",
-        pa.table(
-            {
-                "item_idx": numbering(n_items),
-                "knowledge": vector_array(result.knowledge),
-                "category_distribution": vector_array(result.category_distribution),
-            }
-        ),
-    )
-    cluster = context.table("clusters").column("cluster").to_numpy()
-    return opened.facts() | {
+
+
+def write_knowledge(
+    context: StageContext, knowledge: "NDArray[np.float32]", distribution: "NDArray[np.float32]"
+) -> dict[str, Any]:
+    """Write the knowledge embeddings of all items; what the manifest says of them.
+
+    Args:
+        context: Has the input ``clusters`` too.
+        knowledge: float32 (N, width).
+        distribution: float32 (N, K).
+    """
+    from p2rec_core.language.agreement import category_agreement
+
+    columns = {
+        "item_idx": numbering(len(knowledge)),
+        "knowledge": vector_array(knowledge),
+        "category_distribution": vector_array(distribution),
+    }
+    context.writer.table("item_knowledge", pa.table(columns))
+    return {
         "item_text": "texts" in context.inputs,
         "fine_tuned": "adapter" in context.inputs,
-        "n_items": n_items,
-        "width": int(result.knowledge.shape[1]),
-        "n_untrained_items": result.n_untrained,
-        "category_agreement": category_agreement(result.category_distribution, cluster),
-        "notes": list(result.notes),
+        "n_items": len(knowledge),
+        "width": int(knowledge.shape[1]),
+        "category_agreement": category_agreement(distribution, context.table("clusters").column("cluster").to_numpy()),
     }

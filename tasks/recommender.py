@@ -14,6 +14,8 @@ from p2rec_core.settings.sequence_model import (
     FusionSettings,
     KnowledgeSource,
     RecommenderSettings,
+    Schedule,
+    TrainingSettings,
     Variant,
     Whitening,
 )
@@ -24,7 +26,7 @@ from tasks.stage import StageCall, StageContext
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from p2rec_core.training.recommender import Knowledge, TrainedRecommender
+    from p2rec_core.training.recommender import Knowledge, NextItemTraining, TrainedRecommender
 
 
 KNOWLEDGE_TABLES = {
@@ -86,39 +88,58 @@ def recommender_call(
 
 
 def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionSettings | None) -> dict[str, Any]:
+    from p2rec_core.training.recommender import train_recommender
+
+    n_train = context.table("items", ["n_train"]).column("n_train").to_numpy()
+    knowledge = None
+    if fusion is not None:
+        knowledge = prepared_knowledge(context, fusion, len(n_train), settings.training.seed)
+    trained = train_recommender(
+        **training_inputs(context, settings, len(n_train)),
+        training=next_item_training(settings.training),
+        knowledge=knowledge,
+    )
+    return write_trained(context, settings, trained, n_train)
+
+
+def training_inputs(context: StageContext, settings: RecommenderSettings, n_items: int) -> dict[str, Any]:
+    """What every training of a recommender reads, as arguments of ``train_recommender``.
+
+    Args:
+        context: Has the inputs ``sequences`` and, where they are read, ``validation`` and ``clusters``.
+        settings: Encoder and training.
+        n_items: N.
+    """
     from p2rec_core.runtime import prepared_device
-    from p2rec_core.settings.sequence_model import Schedule
     from p2rec_core.training.checkpoint import Checkpointer
-    from p2rec_core.training.recommender import EncoderShape, NextItemTraining, train_recommender
+    from p2rec_core.training.recommender import EncoderShape
 
     runtime = context.runtime
-    items = context.table("items")
     sequences = ragged(context.table("sequences"))
     validation = targets(context.table("validation"), len(sequences)) if "validation" in context.inputs else None
-    clusters = n_clusters = knowledge = None
+    clusters = n_clusters = None
     if "clusters" in context.inputs:
         clusters = context.table("clusters").column("cluster").to_numpy()
         n_clusters = int(clusters.max()) + 1
-    if fusion is not None:
-        knowledge = prepared_knowledge(context, fusion, items.num_rows, settings.training.seed)
-    training = settings.training
-    trained = train_recommender(
-        sequences,
-        validation,
-        n_items=items.num_rows,
-        encoder=EncoderShape(settings.encoder.backbone, settings.encoder.options()),
-        training=NextItemTraining(
-            **training.model_dump(exclude={"schedule"}),
-            cosine=training.schedule is Schedule.COSINE,
-        ),
-        clusters=clusters,
-        n_clusters=n_clusters,
-        knowledge=knowledge,
-        device=prepared_device(runtime.device, runtime.threads),
-        checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
-        progress=context.progress,
-    )
-    return write_trained(context, settings, trained, items.column("n_train").to_numpy())
+    return {
+        "sequences": sequences,
+        "validation": validation,
+        "n_items": n_items,
+        "encoder": EncoderShape(settings.encoder.backbone, settings.encoder.options()),
+        "clusters": clusters,
+        "n_clusters": n_clusters,
+        "device": prepared_device(runtime.device, runtime.threads),
+        "checkpointer": Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
+        "progress": context.progress,
+    }
+
+
+def next_item_training(settings: TrainingSettings, **changed: Any) -> "NextItemTraining":
+    """The settings of a training as the core takes them, some of them changed."""
+    from p2rec_core.training.recommender import NextItemTraining
+
+    values = settings.model_dump(exclude={"schedule"}) | changed
+    return NextItemTraining(**values, cosine=settings.schedule is Schedule.COSINE)
 
 
 def write_trained(

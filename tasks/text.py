@@ -2,15 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from p2rec_core.settings.language import LanguageModelSettings
 from storage.artefacts import ArtefactRef
 from tasks.arrays import numbering, vector_array
-from tasks.language_model import language_model_source, open_language_model
+from tasks.language_model import OpenedModel, language_model_source, open_language_model
 from tasks.stage import StageCall, StageContext
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from storage.ingest.item_text import ItemTexts
 
 
 def text_call(
@@ -42,8 +48,7 @@ def text_call(
     return StageCall(
         stage="text",
         module="tasks.text",
-        settings=language_model.model_dump(mode="json", include={"dtype", "quantisation", "max_text_tokens"})
-        | {"columns": None if columns is None else list(columns), "seed": seed},
+        settings=text_settings(language_model, columns, seed),
         inputs={"items": (ingest, "items")},
         compute=compute,
         sources=language_model_source(language_model, seed=seed) | {"item-texts-file": sha256_of(source)},
@@ -51,37 +56,55 @@ def text_call(
     )
 
 
+def text_settings(language_model: LanguageModelSettings, columns: Sequence[str] | None, seed: int) -> dict[str, Any]:
+    """What an embedding of texts reads of the settings."""
+    return language_model.model_dump(mode="json", include={"dtype", "quantisation", "max_text_tokens"}) | {
+        "columns": None if columns is None else list(columns),
+        "seed": seed,
+    }
+
+
 def _embed(
     context: StageContext, language_model: LanguageModelSettings, source: Path, columns: Sequence[str] | None, seed: int
 ) -> dict[str, Any]:
-    from p2rec_core.language.text import embed_texts
+    read = read_texts(context, source, columns)
+    opened = open_language_model(language_model, context.runtime, seed=seed)
+    vectors = embedded_texts(context, opened, read.texts, language_model.max_text_tokens)
+    return opened.facts() | write_texts(context, read, vectors)
+
+
+def read_texts(context: StageContext, source: Path, columns: Sequence[str] | None) -> "ItemTexts":
+    """The texts of the items in the input ``items``, from a file."""
     from storage.ingest.item_text import read_item_texts
 
-    item_ids = context.table("items", ["item_id"]).column("item_id").to_pylist()
-    read = read_item_texts(source, item_ids, columns)
-    opened = open_language_model(language_model, context.runtime, seed=seed)
-    vectors = embed_texts(
+    return read_item_texts(source, context.table("items", ["item_id"]).column("item_id").to_pylist(), columns)
+
+
+def embedded_texts(
+    context: StageContext, opened: OpenedModel, texts: Sequence[str], max_tokens: int
+) -> "NDArray[np.float32]":
+    """Texts through the language model: float32 (texts, width)."""
+    from p2rec_core.language.text import embed_texts
+
+    return embed_texts(
         opened.language_model,
-        read.texts,
-        max_tokens=language_model.max_text_tokens,
+        texts,
+        max_tokens=max_tokens,
         batch_size=context.runtime.knowledge_batch_size,
         device=opened.device,
         autocast=opened.autocast,
         progress=context.progress,
     )
-    context.writer.table(
-        "item_texts",
-        pa.table(
-            {
-                "item_idx": numbering(len(item_ids)),
-                "text": pa.array(read.texts, pa.string()),
-                "embedding": vector_array(vectors),
-            }
-        ),
-    )
-    return opened.facts() | {
-        "n_items": len(item_ids),
-        "width": int(vectors.shape[1]),
+
+
+def write_texts(context: StageContext, read: "ItemTexts", embeddings: "NDArray[np.float32]") -> dict[str, Any]:
+    """Write the items' texts and their embeddings; what the manifest says of them."""
+    n_items = len(read.texts)
+    columns = {"item_idx": numbering(n_items), "text": pa.array(read.texts, pa.string())}
+    context.writer.table("item_texts", pa.table(columns | {"embedding": vector_array(embeddings)}))
+    return {
+        "n_items": n_items,
+        "width": int(embeddings.shape[1]),
         "n_without_text": read.n_missing,
         "n_unknown_items": read.n_unknown,
     }

@@ -35,6 +35,10 @@ class Engine:
         """Answer a query as an Arrow table."""
         return self._connection.sql(query, params=parameters or []).to_arrow_table()
 
+    def batches(self, query: str, n_rows: int) -> Iterator[pa.RecordBatch]:
+        """Answer a query bit by bit; nothing else may be asked until the end of it."""
+        yield from self._connection.sql(query).to_arrow_reader(n_rows)
+
     def rows(self, query: str, parameters: Parameters | None = None) -> list[tuple[Any, ...]]:
         """Answer a small query as Python tuples."""
         return list(self._connection.execute(query, parameters or []).fetchall())

@@ -1,7 +1,7 @@
 """From a file of interactions to the tables that every later stage reads."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ MIN_SPLIT = 3
 
 PART_ROWS = 4_000_000
 """Interactions of a part, about: so many are in memory at once. The bytes of what is stored depend on it."""
+
+_BATCH_ROWS = 1 << 20
 
 Take = Callable[[str, pa.Table], None]
 """Takes the next part of a table: its name and rows."""
@@ -186,6 +188,7 @@ def ingest_by_parts(
         counts |= _filter(engine, path, min_user=min_user_interactions, min_item=min_item_interactions)
         notices = loaded.notices + lookalike_notices(engine)
         engine.run("DROP TABLE raw")
+        engine.run("DROP TABLE events")
         description = _hand_over(engine, take, seed=seed)
         take("rejects", rejects_of(engine))
         counts |= description.counts()
@@ -253,23 +256,18 @@ def _filter(engine: Engine, path: Path, *, min_user: int, min_item: int) -> dict
 
 def _hand_over(engine: Engine, take: Take, *, seed: int) -> Description:
     """Number and split what is in ``core``, a range of users at a time."""
-    engine.run("CREATE TEMP TABLE core_users AS SELECT u, count(*) AS n FROM core GROUP BY u")
-    users = engine.arrow("SELECT u, n FROM core_users ORDER BY u")
-    codes, lengths = users.column("u").to_numpy(), users.column("n").to_numpy()
+    users = engine.arrow(
+        """SELECT id, n FROM (SELECT u, count(*) AS n FROM core GROUP BY u) JOIN user_codes ON code = u
+        ORDER BY u"""
+    ).combine_chunks()
+    lengths = users.column("n").to_numpy()
     item_ids, item_of = _numbered_items(engine, seed)
     n_train = np.zeros(len(item_ids) + 1, np.int64)
     description = Description(n_items=len(item_ids))
-    for first, end in _ranges(lengths):
-        bounds = [int(codes[first]), int(codes[end - 1])]
-        rows = engine.arrow(
-            "SELECT i, stamp, position FROM core WHERE u BETWEEN ? AND ? ORDER BY u, stamp, position", bounds
-        )
-        ids = engine.arrow(
-            """SELECT id FROM user_codes WHERE code BETWEEN ? AND ? AND code IN (SELECT u FROM core_users)
-            ORDER BY code""",
-            bounds,
-        )
-        tables = _split(rows, item_of, ids.column("id"), lengths[first:end], first + 1)
+    ordered = engine.batches("SELECT i, stamp, position FROM core ORDER BY u, stamp, position", _BATCH_ROWS)
+    ranges = _ranges(lengths)
+    for (first, end), rows in zip(ranges, _cut(ordered, [int(lengths[a:b].sum()) for a, b in ranges]), strict=True):
+        tables = _split(rows, item_of, users.column("id").slice(first, end - first), lengths[first:end], first + 1)
         n_train += np.bincount(tables["sequences"].column("items").combine_chunks().values, minlength=len(n_train))
         description.add(tables)
         for name, part in tables.items():
@@ -291,15 +289,27 @@ def _numbered_items(engine: Engine, seed: int) -> tuple[pa.Array, NDArray[np.int
     return items.column("id").combine_chunks().take(pa.array(np.argsort(numbers))), item_of
 
 
-def _ranges(lengths: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+def _ranges(lengths: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Ranges of users, each until it has ``PART_ROWS`` interactions: their first place, and that after the last."""
     ends = np.cumsum(lengths)
-    first = 0
+    found, first = [], 0
     while first < len(lengths):
         before = ends[first - 1] if first else 0
         end = min(int(np.searchsorted(ends, before + PART_ROWS)) + 1, len(lengths))
-        yield first, end
+        found.append((first, end))
         first = end
+    return found
+
+
+def _cut(batches: Iterator[pa.RecordBatch], sizes: Iterable[int]) -> Iterator[pa.Table]:
+    """Rows that come in batches, in tables of the sizes asked for."""
+    held: list[pa.RecordBatch] = []
+    for size in sizes:
+        while sum(batch.num_rows for batch in held) < size:
+            held.append(next(batches))
+        table = pa.Table.from_batches(held)
+        yield table.slice(0, size)
+        held = table.slice(size).to_batches()
 
 
 def _split(

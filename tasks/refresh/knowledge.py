@@ -8,11 +8,11 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from p2rec_core.settings.language import FinetuneSettings, LanguageModelSettings
 from storage.artefacts import ArtefactRef
-from tasks.arrays import numbering, vector_array, vectors
+from tasks.arrays import vectors
+from tasks.knowledge import preference_model, through_the_model, write_knowledge
 from tasks.language_model import (
     NOT_READ_WITH_ITEMS,
     OpenedModel,
@@ -24,8 +24,6 @@ from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from p2rec_core.language.preference_model import PreferenceLanguageModel
 
 READ = "read"
 """File of what the language model read: ``features`` (N, D) tonight, ``embedded`` (N, D) on each item's own night."""
@@ -96,52 +94,30 @@ def renewed_knowledge_call(
 def _renew(
     context: StageContext, language_model: LanguageModelSettings, settings: FinetuneSettings, tolerance: float
 ) -> dict[str, Any]:
-    from p2rec_core.language.agreement import category_agreement
-    from p2rec_core.language.knowledge import item_knowledge
     from p2rec_core.language.renewal import outdated_items, with_renewed_rows
 
     opened = open_language_model(language_model, context.runtime, seed=settings.seed)
     before = context.table("previous")
     features, described, embedded = _features(context, opened, language_model, settings)
-    model = _model(context, opened, language_model, settings, features, described)
+    model = preference_model(context, opened, language_model, settings, features, described)
     read = model.table[1:].cpu().numpy()
     items = outdated_items(read, embedded, tolerance)
     n_items = len(read)
     context.progress(0, len(items), f"{len(items)} of {n_items} items are new or have moved")
-    result = item_knowledge(
-        model,
-        items,
-        n_categories=context.table("centroids", ["cluster"]).num_rows,
-        batch_size=context.runtime.knowledge_batch_size,
-        autocast=opened.autocast,
-        progress=context.progress,
-    )
-    knowledge = with_renewed_rows(vectors(before, "knowledge"), items, result.knowledge, n_items)
-    distribution = with_renewed_rows(
-        vectors(before, "category_distribution"), items, result.category_distribution, n_items
-    )
-    context.writer.table(
-        "item_knowledge",
-        pa.table(
-            {
-                "item_idx": numbering(n_items),
-                "knowledge": vector_array(knowledge),
-                "category_distribution": vector_array(distribution),
-            }
-        ),
+    result = through_the_model(context, opened, model, items)
+
+    def renewed(column: str, rows: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        return with_renewed_rows(vectors(before, column), items, rows, n_items)
+
+    written = write_knowledge(
+        context,
+        renewed("knowledge", result.knowledge),
+        renewed("category_distribution", result.category_distribution),
     )
     seen = with_renewed_rows(embedded, items, read[items - 1], n_items)
     context.writer.tensors(READ, {"features": np.ascontiguousarray(features), "embedded": seen})
-    return opened.facts() | {
-        "item_text": "texts" in context.inputs,
-        "fine_tuned": True,
-        "n_items": n_items,
-        "width": int(knowledge.shape[1]),
-        "n_untrained_items": result.n_untrained,
-        "n_embedded": len(items),
-        "n_copied": n_items - len(items),
-        "category_agreement": category_agreement(distribution, context.table("clusters").column("cluster").to_numpy()),
-    }
+    more = {"n_untrained_items": result.n_untrained, "n_embedded": len(items), "n_copied": n_items - len(items)}
+    return opened.facts() | written | more
 
 
 def _features(
@@ -162,37 +138,11 @@ def _features(
             if f"previous_{name}" in context.inputs
         }
         old, old_described = read_items(dataclasses.replace(context, inputs=inputs))
-        embedded = _model(context, opened, language_model, settings, old, old_described).table[1:].cpu().numpy()
+        embedded = (
+            preference_model(context, opened, language_model, settings, old, old_described).table[1:].cpu().numpy()
+        )
     if features.shape[1] > width:
         # the principal components of the texts are on axes of their own every night
         words = turned_like(features[:, width:], old[:, width:])
         features = np.concatenate([features[:, :width], words], axis=1)
     return features, described, embedded
-
-
-def _model(
-    context: StageContext,
-    opened: OpenedModel,
-    language_model: LanguageModelSettings,
-    settings: FinetuneSettings,
-    features: "NDArray[np.float32]",
-    described: "NDArray[np.bool_]",
-) -> "PreferenceLanguageModel":
-    """The tuned language model with a table of items."""
-    from p2rec_core.language.knowledge import build_model
-
-    n_clusters = context.table("centroids", ["cluster"]).num_rows
-    finer = set(context.table("finer", ["n_clusters"]).column("n_clusters").to_pylist())
-    return build_model(
-        opened.language_model,
-        opened.preference_prompt(language_model, n_clusters),
-        features,
-        described,
-        n_clusters + sum(finer),
-        lora_rank=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_targets=settings.lora_targets,
-        pooling=language_model.pooling,
-        seed=settings.seed,
-        tensors=context.tensors("adapter"),
-    ).to(opened.device)

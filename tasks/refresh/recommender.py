@@ -10,12 +10,17 @@ from p2rec_core.backbones.registry import encoder_entry
 from p2rec_core.settings.refresh import RefreshSettings
 from p2rec_core.settings.sequence_model import FusionSettings, KnowledgeSource, RecommenderSettings, Variant
 from storage.artefacts import ArtefactRef
-from tasks.arrays import ragged, targets
-from tasks.recommender import KNOWLEDGE_TABLES, prepared_knowledge, write_trained
+from tasks.recommender import (
+    KNOWLEDGE_TABLES,
+    next_item_training,
+    prepared_knowledge,
+    training_inputs,
+    write_trained,
+)
 from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
-    from p2rec_core.training.recommender import Knowledge, NextItemTraining
+    from p2rec_core.training.recommender import Knowledge
 
 PREPARED = "prepared"
 """File of the prepared knowledge, on the axes that the recommender's weights read."""
@@ -87,55 +92,28 @@ def continued_recommender_call(
 def _train(
     context: StageContext, settings: RecommenderSettings, fusion: FusionSettings | None, refresh: RefreshSettings
 ) -> dict[str, Any]:
-    from p2rec_core.runtime import prepared_device
-    from p2rec_core.training.checkpoint import Checkpointer
     from p2rec_core.training.continued import continue_recommender
-    from p2rec_core.training.recommender import EncoderShape
 
-    runtime = context.runtime
-    items = context.table("items")
-    sequences = ragged(context.table("sequences"))
-    validation = targets(context.table("validation"), len(sequences)) if "validation" in context.inputs else None
-    clusters = n_clusters = knowledge = None
-    if "clusters" in context.inputs:
-        clusters = context.table("clusters").column("cluster").to_numpy()
-        n_clusters = int(clusters.max()) + 1
+    n_train = context.table("items", ["n_train"]).column("n_train").to_numpy()
+    knowledge = None
     if fusion is not None:
-        knowledge = _turned_knowledge(context, fusion, items.num_rows, settings.training.seed)
+        knowledge = _turned_knowledge(context, fusion, len(n_train), settings.training.seed)
         context.writer.tensors(PREPARED, {"vectors": knowledge.vectors})
     learned = context.table("previous_embeddings", ["trained"]).column("trained").to_numpy()
-    trained = continue_recommender(
-        sequences,
-        validation,
-        context.tensors("previous_model"),
-        learned,
-        n_items=items.num_rows,
-        encoder=EncoderShape(settings.encoder.backbone, settings.encoder.options()),
-        training=_training(settings, refresh),
-        clusters=clusters,
-        n_clusters=n_clusters,
-        knowledge=knowledge,
-        device=prepared_device(runtime.device, runtime.threads),
-        checkpointer=Checkpointer(context.workspace, every_s=runtime.checkpoint_every_s),
-        progress=context.progress,
-    )
-    n_train = items.column("n_train").to_numpy()
-    return write_trained(context, settings, trained, n_train) | {"n_copied_items": int(learned.sum())}
-
-
-def _training(settings: RecommenderSettings, refresh: RefreshSettings) -> "NextItemTraining":
-    """The ordinary training, shorter and with smaller steps."""
-    from p2rec_core.settings.sequence_model import Schedule
-    from p2rec_core.training.recommender import NextItemTraining
-
     training = settings.training
-    changed = {
-        "max_epochs": min(refresh.epochs, training.max_epochs),
-        "learning_rate": training.learning_rate * refresh.learning_rate_scale,
-    }
-    return NextItemTraining(
-        **(training.model_dump(exclude={"schedule"}) | changed), cosine=training.schedule is Schedule.COSINE
+    trained = continue_recommender(
+        **training_inputs(context, settings, len(n_train)),
+        previous=context.tensors("previous_model"),
+        learned=learned,
+        # the ordinary training, shorter and with smaller steps
+        training=next_item_training(
+            training,
+            max_epochs=min(refresh.epochs, training.max_epochs),
+            learning_rate=training.learning_rate * refresh.learning_rate_scale,
+        ),
+        knowledge=knowledge,
     )
+    return write_trained(context, settings, trained, n_train) | {"n_copied_items": int(learned.sum())}
 
 
 def _turned_knowledge(context: StageContext, fusion: FusionSettings, n_items: int, seed: int) -> "Knowledge":

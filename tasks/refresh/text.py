@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from p2rec_core.settings.language import LanguageModelSettings
 from storage.artefacts import ArtefactRef
-from tasks.arrays import numbering, vector_array, vectors
+from tasks.arrays import vectors
 from tasks.language_model import language_model_source, open_language_model
 from tasks.stage import StageCall, StageContext
+from tasks.text import embedded_texts, read_texts, text_settings, write_texts
 
 
 def renewed_text_call(
@@ -45,8 +45,7 @@ def renewed_text_call(
     return StageCall(
         stage="text",
         module="tasks.refresh.text",
-        settings=language_model.model_dump(mode="json", include={"dtype", "quantisation", "max_text_tokens"})
-        | {"columns": None if columns is None else list(columns), "seed": seed},
+        settings=text_settings(language_model, columns, seed),
         inputs={"items": (ingest, "items"), "previous": (previous, "item_texts")},
         compute=compute,
         sources=language_model_source(language_model, seed=seed) | {"item-texts-file": sha256_of(source)},
@@ -58,39 +57,14 @@ def _renew(
     context: StageContext, language_model: LanguageModelSettings, source: Path, columns: Sequence[str] | None, seed: int
 ) -> dict[str, Any]:
     from p2rec_core.language.renewal import with_renewed_rows
-    from p2rec_core.language.text import embed_texts
-    from storage.ingest.item_text import read_item_texts
 
-    item_ids = context.table("items", ["item_id"]).column("item_id").to_pylist()
-    read = read_item_texts(source, item_ids, columns)
+    read = read_texts(context, source, columns)
     before = context.table("previous")
     known = before.column("text").to_pylist()
     renewed = [place for place, text in enumerate(read.texts) if place >= len(known) or text != known[place]]
     opened = open_language_model(language_model, context.runtime, seed=seed)
-    rows = embed_texts(
-        opened.language_model,
-        [read.texts[place] for place in renewed],
-        max_tokens=language_model.max_text_tokens,
-        batch_size=context.runtime.knowledge_batch_size,
-        device=opened.device,
-        autocast=opened.autocast,
-        progress=context.progress,
-    )
-    embeddings = with_renewed_rows(vectors(before, "embedding"), np.array(renewed, np.int64) + 1, rows, len(item_ids))
-    context.writer.table(
-        "item_texts",
-        pa.table(
-            {
-                "item_idx": numbering(len(item_ids)),
-                "text": pa.array(read.texts, pa.string()),
-                "embedding": vector_array(embeddings),
-            }
-        ),
-    )
-    return opened.facts() | {
-        "n_items": len(item_ids),
-        "width": int(embeddings.shape[1]),
-        "n_without_text": read.n_missing,
-        "n_unknown_items": read.n_unknown,
-        "n_embedded": len(renewed),
-    }
+    texts = [read.texts[place] for place in renewed]
+    rows = embedded_texts(context, opened, texts, language_model.max_text_tokens)
+    places = np.array(renewed, np.int64) + 1
+    embeddings = with_renewed_rows(vectors(before, "embedding"), places, rows, len(read.texts))
+    return opened.facts() | write_texts(context, read, embeddings) | {"n_embedded": len(renewed)}
