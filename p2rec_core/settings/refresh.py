@@ -33,9 +33,9 @@ class GateSeen(StrEnum):
 class RefreshSettings(Settings):
     """The nightly refresh; an ordinary run reads none of these."""
 
-    epochs: int = Field(4, ge=1)
+    epochs: int = Field(8, ge=1)
     """Epochs at the most of a recommender that starts from the current one's weights."""
-    learning_rate_scale: float = Field(0.5, gt=0, le=1)
+    learning_rate_scale: float = Field(1.0, gt=0, le=1)
     """Its learning rate, as a part of the ordinary one."""
     knowledge_tolerance: float = Field(0.2, ge=0, le=10)
     """An item goes through the language model again if what the model reads of it moved by more than this part of its
