@@ -69,7 +69,7 @@ class RuntimeSettings(Settings):
     """Seconds between two checkpoints of a training."""
     ingest_memory: str | None = Field(None, pattern=r"^\d+(\.\d+)? ?([KMGT]i?B)$")
     """Most memory that DuckDB takes in an import before it spills to the temporary directory, such as ``4GB``; null is
-    four fifths of the machine's. The process takes up to twice as much: 100 million interactions took 3.9 GB with 2GB."""
+    four fifths of the machine's. The process takes up to twice as much: 100 million interactions took 4 GB with 2GB."""
     knowledge_batch_size: int = Field(256, ge=1)
     """Items that go through the language model at once."""
 
