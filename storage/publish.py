@@ -91,7 +91,7 @@ class ArtefactWriter:
                 with contextlib.suppress(OSError, StoreError):  # the file goes; the encoder must not outlive it
                     rows.close()
                 raise
-            with os_errors(path):
+            with os_errors(path, n_bytes=rows.n_bytes):
                 rows.close()
                 expected = file.sync()
         self._compare(path, expected)
@@ -254,18 +254,21 @@ class _TableFile:
         self._file = file
         self._writer: pq.ParquetWriter | None = None
         self.n_rows = 0
+        self.n_bytes = 0
+        """Of all parts in memory, more than the file takes."""
         self.checksums: list[list[int]] = []
         self.schema: pa.Schema | None = None
 
     def append(self, part: pa.Table) -> None:
         """Write the next part, in row groups of its own."""
         part = conform(self._name, part, first_row=self.n_rows)
-        if self._writer is None:
-            self.schema = part.schema
-            self._writer = pq.ParquetWriter(self._file, part.schema, compression="zstd", write_page_checksum=True)
         with os_errors(self._file.path, n_bytes=int(part.nbytes)):
+            if self._writer is None:
+                self.schema = part.schema
+                self._writer = pq.ParquetWriter(self._file, part.schema, compression="zstd", write_page_checksum=True)
             self._writer.write_table(part, row_group_size=_ROW_GROUP)
         self.n_rows += part.num_rows
+        self.n_bytes += int(part.nbytes)
         self.checksums += [checksums(part.slice(at, _ROW_GROUP)) for at in range(0, part.num_rows, _ROW_GROUP)]
 
     def close(self) -> None:

@@ -53,6 +53,7 @@ ALTERNATIVES: dict[str, Any] = {
     "e4srec.patience": 3,
     "cost.step_tokens": 5000,
     "backbone.training.patience": None,
+    "runtime.ingest_memory": "1GB",
     "recommender.training.patience": None,
 }
 

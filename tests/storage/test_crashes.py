@@ -11,13 +11,11 @@ from datetime import timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-import pyarrow.parquet as pq
 import pytest
 
 from p2rec_core.errors import ArtefactDamaged, StoreError
 from storage.artefacts import Store
 from storage.garbage import collect_leftovers
-from storage.schemas import conform
 from storage.snapshots import read_snapshot
 
 NOW = timedelta(0)
@@ -172,19 +170,6 @@ def test_bytes_that_are_not_what_was_written_are_not_published(
     ):
         writer.table("history", tables.history)
     assert store.find("train", "k") is None
-
-
-def test_an_encoder_that_changes_values_is_found_out(
-    store: Store, tables: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = pq.write_table
-    wrong = conform("history", tables.history.set_column(2, "value", [[0.25]]))
-    monkeypatch.setattr(pq, "write_table", lambda data, *rest, **options: real(wrong, *rest, **options))
-    with (
-        pytest.raises(ArtefactDamaged, match="does not hold what was written to it, from row 0 on"),
-        store.write("train", "k", settings={}, inputs={}, fingerprint="f") as writer,
-    ):
-        writer.table("history", tables.history)
 
 
 HOLDER = """
