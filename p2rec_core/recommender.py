@@ -147,7 +147,10 @@ class NextItemObjective:
         if self.causal:
             lengths = self.windows.lengths - 1
             places = PIECE_VALUES // self.model.encoder.hidden_size
-            return [pieces(rows, lengths, places) for rows in bucketed_batches(lengths, self.batch_positions, rng)]
+            return [
+                pieces(rows, max(1, places // int(lengths[rows].max())))
+                for rows in bucketed_batches(lengths, self.batch_positions, rng)
+            ]
         return shuffled_batches(
             self.windows.lengths, self.batch_positions, max(1, PIECE_POSITIONS // self.max_length), rng
         )

@@ -179,15 +179,8 @@ def bucketed_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def pieces(rows: NDArray[np.int64], lengths: NDArray[np.int64], most_places: int) -> list[NDArray[np.int64]]:
-    """Cut a batch.
-
-    Args:
-        rows: Row numbers of the batch.
-        lengths: int64, the length of every row there is.
-        most_places: Bound of rows x longest row of the batch in a piece; a piece has one row at the least.
-    """
-    n_rows = max(1, most_places // int(lengths[rows].max()))
+def pieces(rows: NDArray[np.int64], n_rows: int) -> list[NDArray[np.int64]]:
+    """Cut a batch into pieces of so many rows; the last one may have fewer."""
     return [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
 
 
@@ -210,5 +203,5 @@ def shuffled_batches(
     for start in range(0, len(order), batch_rows):
         rows = order[start : start + batch_rows]
         rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches.append([rows[piece : piece + piece_rows] for piece in range(0, len(rows), piece_rows)])
+        batches.append(pieces(rows, piece_rows))
     return batches

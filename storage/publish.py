@@ -288,7 +288,7 @@ def _read_back(path: Path, written: _TableFile) -> dict[str, str]:
             if checksums(found) != expected:
                 break
             start += found.num_rows
-        if start != written.n_rows or file.schema_arrow != written.schema:
+        if not start == written.n_rows == file.metadata.num_rows or file.schema_arrow != written.schema:
             raise ArtefactDamaged(
                 f"The file {path} does not hold what was written to it, from row {start} on.", remedy=_DEFECT
             )

@@ -64,8 +64,11 @@ def continue_recommender(
     Raises:
         ModelError: The other recommender is of another kind, or the loss is not finite.
         DataError: There is nothing to train on.
+        ResourceError: The item table does not fit into memory.
     """
-    model = new_recommender(n_items, encoder, training, clusters=clusters, n_clusters=n_clusters, knowledge=knowledge)
+    model = new_recommender(
+        n_items, encoder, training, clusters=clusters, n_clusters=n_clusters, knowledge=knowledge, device=device
+    )
     copy_weights(model, previous, learned)
     return trained_recommender(
         model,

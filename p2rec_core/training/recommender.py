@@ -194,8 +194,9 @@ def train_recommender(
         ModelError: The loss is not finite.
         ResourceError: The item table does not fit into memory.
     """
-    check_item_table(n_items, encoder.hidden_size, device)
-    model = new_recommender(n_items, encoder, training, clusters=clusters, n_clusters=n_clusters, knowledge=knowledge)
+    model = new_recommender(
+        n_items, encoder, training, clusters=clusters, n_clusters=n_clusters, knowledge=knowledge, device=device
+    )
     return trained_recommender(
         model,
         sequences,
@@ -216,8 +217,10 @@ def new_recommender(
     clusters: NDArray[np.int32] | None,
     n_clusters: int | None,
     knowledge: Knowledge | None,
+    device: torch.device,
 ) -> Recommender:
-    """A recommender that has learned nothing yet; arguments and errors as of ``train_recommender``."""
+    """A recommender that has learned nothing yet, on the CPU; arguments and errors as of ``train_recommender``."""
+    check_item_table(n_items, encoder.hidden_size, device)
     torch.manual_seed(step_seed(training.seed, *_INITIALISATION))
     built = encoder.build()
     table: nn.Module

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from p2rec_core.errors import P2RecError
-from storage.artefacts import Artefact, Store
+from storage.artefacts import Artefact, ArtefactRef, Store
 from storage.doctor import examine
 from storage.garbage import collect, collect_leftovers
 from storage.snapshots import mend_pointer, pin, promote, publish_snapshot, read_snapshot, rollback
@@ -133,6 +133,23 @@ def problem_of(store: Store, seen: tuple[int, ...]) -> str | None:
     return "; ".join(finding.problem for finding in harm) or None
 
 
+def left_behind(store: Store) -> str | None:
+    """What is still there after leftovers were made old and collected; None if nothing is."""
+    for path in (*store.staging.rglob("*"), *(store.root / "work").rglob("*")):
+        os.utime(path, (0, 0))
+    collect_leftovers(store, grace=NOW)
+    left = [*store.staging.iterdir(), *(store.root / "work").glob("*/*")]
+    return f"left behind by garbage collection: {left[0]}" if left else None
+
+
+def copy_without(template: Path, place: Path, ref: ArtefactRef) -> Store:
+    """A copy of a store, in place of what was there, in which an artefact has not been computed."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(template, place)
+    shutil.rmtree(place / "artefacts" / ref.stage / ref.key)
+    return Store(place)
+
+
 def settle(store: Store, operation: Operation, expected: dict[str, object]) -> tuple[str | None, float]:
     """Do the operation again and collect what was left; what is wrong then, and the seconds that it took."""
     begun = time.monotonic()
@@ -143,12 +160,8 @@ def settle(store: Store, operation: Operation, expected: dict[str, object]) -> t
     took = time.monotonic() - begun
     if contents(store) != expected:
         return "a rerun ends with other content than an undisturbed run", took
-    for path in (*store.staging.rglob("*"), *(store.root / "work").rglob("*")):
-        os.utime(path, (0, 0))
-    collect_leftovers(store, grace=NOW)
-    left = [*store.staging.iterdir(), *(store.root / "work").glob("*/*")]
-    if left:
-        return f"left behind by garbage collection: {left[0]}", took
+    if left := left_behind(store):
+        return left, took
     if took > LONGEST_WAIT_S:
         return f"the rerun was blocked for {took:.1f} s", took
     return None, took

@@ -2,7 +2,6 @@
 
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from storage.doctor import examine
 from storage.sample import generate_sample
 from tasks.dag import Slot, pipeline_slots
 from tasks.stage import run_stage
+from tests.faults.house import copy_without
 from tests.faults.rows import Fate, Row, Timed
 from tests.tasks.pipeline_driver import QUICK, run_slots
 
@@ -42,11 +42,9 @@ def _limited(slot: Slot, refs: dict[str, ArtefactRef], template: Path, place: Pa
     ref = refs[slot.name]
 
     def compute(limit: int | None) -> tuple[int, int, Store]:
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(template, place)
-        shutil.rmtree(place / "artefacts" / ref.stage / ref.key)
-        status, asked = _in_child(lambda: run_stage(call, Store(place), runtime=validated(QUICK).runtime), limit)
-        return status, asked, Store(place)
+        store = copy_without(template, place, ref)
+        status, asked = _in_child(lambda: run_stage(call, store, runtime=validated(QUICK).runtime), limit)
+        return status, asked, store
 
     with Timed(Row(PART, f"{slot.name} with 1/2 and 1/4 of its address space")) as row:
         status, wanted, _ = compute(None)

@@ -4,7 +4,6 @@ they recover."""
 import itertools
 import os
 import random
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -17,12 +16,11 @@ from p2rec_core.errors import P2RecError
 from p2rec_core.settings.pipeline import validated
 from storage.artefacts import ArtefactRef, Store
 from storage.doctor import examine
-from storage.garbage import collect_leftovers
 from storage.sample import generate_sample
 from storage.snapshots import publish_snapshot, read_snapshot
 from tasks.dag import pipeline_slots
 from tasks.stage import StageCall, run_stage
-from tests.faults.house import DATASET, NOW
+from tests.faults.house import DATASET, copy_without, left_behind
 from tests.faults.rows import Fate, Row, Timed
 from tests.storage.crash_driver import KILLED, kill_at
 from tests.tasks.pipeline_driver import QUICK, run_slots
@@ -53,10 +51,7 @@ class Case:
 
     def fresh(self) -> Store:
         """A copy of the store in which the stage has not been computed."""
-        shutil.rmtree(self.place, ignore_errors=True)
-        shutil.copytree(self.template, self.place)
-        shutil.rmtree(self.place / "artefacts" / self.expected.stage / self.expected.key)
-        return Store(self.place)
+        return copy_without(self.template, self.place, self.expected)
 
     def run(self, store: Store) -> ArtefactRef:
         """Compute it, or find it."""
@@ -177,8 +172,5 @@ def _settle(case: Case, store: Store, row: Row) -> None:
     row.most("longest rerun s", time.monotonic() - begun)
     if ref != case.expected:
         row.problems.append("a rerun ends with other content than an undisturbed run")
-    for path in (*store.staging.rglob("*"), *(store.root / "work").rglob("*")):
-        os.utime(path, (0, 0))
-    collect_leftovers(store, grace=NOW)
-    if left := [*store.staging.iterdir(), *(store.root / "work").glob("*/*")]:
-        row.problems.append(f"left behind by garbage collection: {left[0]}")
+    if left := left_behind(store):
+        row.problems.append(left)

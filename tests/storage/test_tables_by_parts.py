@@ -78,3 +78,15 @@ def test_what_the_encoder_changed_is_found(writer: ArtefactWriter, monkeypatch: 
     monkeypatch.setattr(publish.pq.ParquetWriter, "write_table", wrong)
     with pytest.raises(ArtefactDamaged, match="from row 0 on"):
         writer.table("users", users(1, 2))
+
+
+def test_rows_beyond_those_given_are_found(writer: ArtefactWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = pq.ParquetWriter.write_table
+
+    def twice(self: pq.ParquetWriter, table: pa.Table, **options: object) -> None:
+        real(self, table, **options)
+        real(self, table, **options)
+
+    monkeypatch.setattr(publish.pq.ParquetWriter, "write_table", twice)
+    with pytest.raises(ArtefactDamaged, match="does not hold what was written to it"):
+        writer.table("users", users(1, 2))
