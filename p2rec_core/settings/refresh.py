@@ -43,11 +43,11 @@ class RefreshSettings(Settings):
 
     finetune: FinetunePolicy = FinetunePolicy.ON_DRIFT
     """When the language model is fine-tuned anew; otherwise the current adapter is used again."""
-    tune_at_preference_drift: float = Field(0.15, ge=0)
+    tune_at_preference_drift: float = Field(0.7, ge=0)
     """Summed mean total variation between users' preferences since the last fine-tuning (finetune = on_drift)."""
-    tune_at_moved_items: float = Field(0.3, ge=0)
+    tune_at_moved_items: float = Field(1.0, ge=0)
     """Summed share of items that changed their cluster since the last fine-tuning (finetune = on_drift)."""
-    tune_at_new_items: float = Field(0.2, ge=0)
+    tune_at_new_items: float = Field(0.25, ge=0)
     """Summed share of items that are new since the last fine-tuning (finetune = on_drift)."""
 
     gate_metric: GateMetric = GateMetric.NDCG
