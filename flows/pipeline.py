@@ -13,10 +13,11 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.forms import DatasetName, GivenSettings, StageName, settled
 from flows.lineage import lineage_rows
 from flows.prepare import chosen_slots, prepared_slots
+from flows.pushing import push_if_asked
 from flows.report import RunReport
 from flows.summary import metrics_rows, stage_rows, summary_markdown
 from flows.turns import NotOurTurn, WhenBusy, skipped, turn
-from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe
+from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, RuntimeSettings
 from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
 from storage.snapshots import publish_snapshot
 from tasks.dag import Slot, downstream, upstream
@@ -56,7 +57,7 @@ def pipeline(
     try:
         with turn(opened, [dataset], when_busy):
             results = _run(slots, opened, chosen, forced={slot.name for slot in slots} if force else set())
-            return _finish(dataset, synthetic, results, opened, begun)
+            return _finish(dataset, synthetic, results, opened, chosen.runtime, begun)
     except NotOurTurn as reason:
         return skipped(reason)  # type: ignore[return-value]  # Prefect gives its data to who called the flow
 
@@ -100,7 +101,7 @@ def rerun_stage(
         with turn(opened, [dataset], when_busy):
             if with_downstream:
                 results = _run(slots, opened, whole, forced=forced)
-                return _finish(dataset, synthetic, results, opened, begun)
+                return _finish(dataset, synthetic, results, opened, whole.runtime, begun)
             results = _run(upstream(slots, chosen), opened, whole, forced=forced)
     except NotOurTurn as reason:
         return skipped(reason)  # type: ignore[return-value]  # Prefect gives its data to who called the flow
@@ -128,9 +129,14 @@ def _run(slots: list[Slot], store: Store, settings: PipelineSettings, *, forced:
 
 
 def _finish(
-    dataset: str, synthetic: bool, results: dict[str, StageResult], store: Store, begun: float
+    dataset: str,
+    synthetic: bool,
+    results: dict[str, StageResult],
+    store: Store,
+    runtime: RuntimeSettings,
+    begun: float,
 ) -> dict[str, Any]:
-    """Publish the snapshot and leave the run's artifacts in Prefect."""
+    """Publish the snapshot, leave the run's artifacts in Prefect, and copy the snapshot where the settings say."""
     snapshot = publish_snapshot(
         store, dataset, {name: result.ref for name, result in results.items()}, {"synthetic": synthetic}
     )
@@ -139,4 +145,7 @@ def _finish(
     create_table_artifact(metrics_rows(report), key="metrics", description=f"{dataset}: metrics")
     create_table_artifact(stage_rows(report), key="stages", description=f"{dataset}: stages")
     create_table_artifact(lineage_rows(report, store), key="lineage", description=f"{dataset}: what was read and made")
-    return report.to_json()
+    pushed = push_if_asked(report, store, runtime)
+    if pushed.pushed is not None:
+        get_run_logger().info(pushed.pushed)
+    return pushed.to_json()

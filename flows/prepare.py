@@ -2,9 +2,10 @@
 
 import time
 
+from flows.pushing import check_bucket, push_if_asked
 from flows.report import RunReport
 from p2rec_core.errors import SettingsError
-from p2rec_core.settings.pipeline import PipelineSettings
+from p2rec_core.settings.pipeline import PipelineSettings, RuntimeSettings
 from storage.artefacts import Store
 from storage.snapshots import publish_snapshot
 from tasks.dag import Slot, pipeline_slots
@@ -19,6 +20,7 @@ def prepared_slots(dataset: str, settings: PipelineSettings, store: Store) -> tu
     Raises:
         DataError: There is no such dataset.
     """
+    check_bucket(settings.runtime)
     source = find_source(dataset, store)
     settings = settings.model_copy(update={"ingest": source.ingest_settings(settings.ingest)})
     return pipeline_slots(settings, source.path, source.texts), source.synthetic
@@ -38,7 +40,12 @@ def chosen_slots(slots: list[Slot], stage: str) -> set[str]:
 
 
 def cached_report(
-    dataset: str, synthetic: bool, planned: list[PlannedSlot], store: Store, begun: float
+    dataset: str,
+    synthetic: bool,
+    planned: list[PlannedSlot],
+    store: Store,
+    begun: float,
+    runtime: RuntimeSettings,
 ) -> RunReport | None:
     """The report of a run that has nothing to compute, or None where there is something.
 
@@ -48,6 +55,7 @@ def cached_report(
         planned: What ``tasks.plan.plan`` found; its cached artefacts are verified.
         store: The store, whose current snapshot becomes these artefacts.
         begun: Monotonic time of the beginning, in seconds.
+        runtime: Where the snapshot is to be copied to.
     """
     results: dict[str, StageResult] = {}
     for slot in planned:
@@ -57,4 +65,5 @@ def cached_report(
     snapshot = publish_snapshot(
         store, dataset, {name: result.ref for name, result in results.items()}, {"synthetic": synthetic}
     )
-    return RunReport(dataset, synthetic, results, snapshot.number, time.monotonic() - begun)
+    report = RunReport(dataset, synthetic, results, snapshot.number, time.monotonic() - begun)
+    return push_if_asked(report, store, runtime)

@@ -4,6 +4,7 @@ The slots are ordinary cached stages that read the current snapshot's artefacts,
 where it was, and lineage is in the manifests.
 """
 
+import dataclasses
 import logging
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows.forms import DatasetName, GivenRefreshSettings, settled
+from flows.pushing import check_bucket, push_if_asked
 from flows.refresh_report import RefreshReport, change_rows, check_rows, conclusion, renewed
 from flows.report import RunReport
 from flows.summary import markdown_table, metrics_rows, stage_rows
@@ -22,7 +24,7 @@ from flows.turns import NotOurTurn, WhenBusy, skipped, turn
 from p2rec_core.drift import Drift, TuningDecision, tuning_decision
 from p2rec_core.errors import SettingsError, StoreError
 from p2rec_core.gate import Compared, data_checks, drift_checks, recommender_checks, refusals
-from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe
+from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, RuntimeSettings
 from p2rec_core.settings.refresh import RefreshSettings
 from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
 from storage.snapshots import Snapshot, publish_snapshot, read_snapshot
@@ -77,7 +79,9 @@ def refresh(
     except NotOurTurn as reason:
         return skipped(reason)
     _show(report)
-    message = " ".join([conclusion(report), *(f"{reason}." for reason in report.refused)])
+    report = pushed(report, opened, chosen.runtime)
+    told = [] if report.run.pushed is None else [report.run.pushed]
+    message = " ".join([conclusion(report), *told, *(f"{reason}." for reason in report.refused)])
     get_run_logger().log(logging.ERROR if report.refused else logging.INFO, "%s", message)
     if report.refused:
         return Failed(name=REFUSED, message=message, data=report.to_json())
@@ -92,6 +96,7 @@ def prepared(dataset: str, settings: PipelineSettings, store: Store) -> tuple[So
         SettingsError: The settings are not those of the snapshot, or the gate's cut-off is not evaluated.
         DataError: There is no such dataset.
     """
+    check_bucket(settings.runtime)
     source = find_source(dataset, store)
     settings = settings.model_copy(update={"ingest": source.ingest_settings(settings.ingest)})
     if settings.refresh.gate_k not in settings.evaluation.cutoffs:
@@ -117,6 +122,17 @@ def unchanged(source: Source, current: Snapshot, store: Store, begun: float) -> 
         return None
     run = RunReport(source.dataset, source.synthetic, {}, current.number, time.monotonic() - begun)
     return RefreshReport(run, current.number, None, "nothing is new", False, {}, (), ())
+
+
+def pushed(report: RefreshReport, store: Store, runtime: RuntimeSettings) -> RefreshReport:
+    """The report of a refresh, after the current snapshot was copied where the settings say.
+
+    Raises:
+        StoreError: It cannot be copied.
+    """
+    if report.refused:
+        return report
+    return dataclasses.replace(report, run=push_if_asked(report.run, store, runtime))
 
 
 def _refresh(

@@ -16,6 +16,7 @@ class RunReport:
         results: What became of each slot, in order.
         snapshot: Number of the dataset's current snapshot; None where the run did not publish one.
         wall_s: Seconds of the whole run.
+        pushed: Where the snapshot was copied to, in words; None where that was not asked for.
     """
 
     dataset: str
@@ -23,6 +24,7 @@ class RunReport:
     results: dict[str, StageResult]
     snapshot: int | None
     wall_s: float
+    pushed: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -32,6 +34,7 @@ class RunReport:
             "results": {name: result.to_json() for name, result in self.results.items()},
             "snapshot": self.snapshot,
             "wall_s": self.wall_s,
+            "pushed": self.pushed,
         }
 
     @classmethod

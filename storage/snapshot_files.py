@@ -15,7 +15,7 @@ from typing import Any
 from p2rec_core.errors import StoreError
 from storage.artefacts import Store
 from storage.disk import os_errors
-from storage.manifest import FORMAT_VERSION, ArtefactRef, checked_name, parse_canonical, parse_digested
+from storage.manifest import FORMAT_VERSION, ArtefactRef, checked_name, parse_canonical, parse_digested, render_json
 
 POINTER = "current.json"
 """Name of the pointer to the current snapshot."""
@@ -117,26 +117,52 @@ def _content(path: Path) -> bytes:
             raise
 
 
-def read_numbered(directory: Path, dataset: str, number: int) -> Snapshot:
-    """Read a numbered snapshot; raises as ``parse_record`` does."""
-    fields = parse_record(directory / file_name(number))
+def parse_numbered(data: bytes, place: str, dataset: str, number: int) -> Snapshot:
+    """A numbered snapshot from its file's content; ValueError if it is damaged."""
+    fields = parse_digested(data, place)
     if fields["number"] != number or fields["dataset"] != dataset:
         raise ValueError(f"it is snapshot {fields['number']} of {fields['dataset']}")
     entries = {slot: ArtefactRef.from_json(ref) for slot, ref in fields["entries"].items()}
     return Snapshot(dataset, number, fields["created_utc"], entries, fields["info"], fields["digest"])
 
 
+def read_numbered(directory: Path, dataset: str, number: int) -> Snapshot:
+    """Read a numbered snapshot; raises as ``parse_record`` does."""
+    path = directory / file_name(number)
+    return parse_numbered(_content(path), str(path), dataset, number)
+
+
+def pointed_number(pointer: bytes) -> int:
+    """The number that a pointer's content means; ValueError if it is damaged."""
+    return checked_number(parse_canonical(pointer).get("number"))
+
+
+def check_pointed(pointer: bytes, snapshot: Snapshot) -> None:
+    """See that a pointer's content means this snapshot and no other of its number; ValueError if it does not."""
+    fields = parse_canonical(pointer)
+    if snapshot.digest != fields.get("digest"):
+        raise ValueError(f"it expects digest {fields.get('digest')!r:.80}, found {snapshot.digest}")
+    # the digest is the snapshot's, and a pointer to one of this version is of this version
+    if fields.keys() != {"format_version", "number", "digest"} or fields["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"its format version is {fields.get('format_version')!r:.40}")
+
+
 def read_pointed(directory: Path, dataset: str) -> Snapshot:
     """Read the snapshot that the pointer means; raises as ``parse_record`` does."""
-    pointer = parse_canonical(_content(directory / POINTER))
-    number = checked_number(pointer.get("number"))
-    snapshot = read_numbered(directory, dataset, number)
-    if snapshot.digest != pointer.get("digest"):
-        raise ValueError(f"it expects digest {pointer.get('digest')!r:.80}, found {snapshot.digest}")
-    # the digest is the snapshot's, and a pointer to one of this version is of this version
-    if pointer.keys() != {"format_version", "number", "digest"} or pointer["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"its format version is {pointer.get('format_version')!r:.40}")
+    pointer = _content(directory / POINTER)
+    snapshot = read_numbered(directory, dataset, pointed_number(pointer))
+    check_pointed(pointer, snapshot)
     return snapshot
+
+
+def render_snapshot(snapshot: Snapshot) -> bytes:
+    """The content of a snapshot's file."""
+    return render_json(fields_of(snapshot) | {"digest": snapshot.digest})
+
+
+def render_pointer(snapshot: Snapshot) -> bytes:
+    """The content of a pointer to a snapshot."""
+    return render_json({"format_version": FORMAT_VERSION, "number": snapshot.number, "digest": snapshot.digest})
 
 
 def checked_number(number: object) -> int:

@@ -32,12 +32,15 @@ from storage.snapshot_files import (
     parse_record,
     read_numbered,
     read_pointed,
+    render_pointer,
+    render_snapshot,
     snapshot_datasets,
     snapshot_files,
 )
 
 __all__ = [
     "Snapshot",
+    "adopt_snapshot",
     "current_number",
     "is_name",
     "list_snapshots",
@@ -50,6 +53,7 @@ __all__ = [
     "read_snapshot",
     "references_lock",
     "refusal_of",
+    "refuse_another",
     "rollback",
     "snapshot_datasets",
     "snapshot_files",
@@ -138,14 +142,55 @@ def publish_snapshot(
                 _point_to(store, directory, current)
             return current
         snapshot = _new_snapshot(dataset, max(numbers, default=0) + 1, dict(entries), info)
-        content = render_json(fields_of(snapshot) | {"digest": snapshot.digest})
-        path = directory / file_name(snapshot.number)
-        with os_errors(path, n_bytes=len(content)):
-            make_directory(directory)
-            replace_durably(path, content, scratch=store.staging)
+        _write_numbered(store, directory, snapshot)
         if not refused:
             _point_to(store, directory, snapshot)
     return snapshot
+
+
+def adopt_snapshot(store: Store, snapshot: Snapshot) -> None:
+    """Write a snapshot that another store published down under its number, and make it the current one.
+
+    Args:
+        store: Holds its artefacts already.
+        snapshot: The snapshot.
+
+    Raises:
+        ArtefactMissing: An artefact is not in the store.
+        ArtefactDamaged: An artefact is not the one that its reference means.
+        StoreError: The store has another snapshot of that number, or cannot be written.
+    """
+    directory = directory_of(store, snapshot.dataset)
+    with references_lock(store):
+        for ref in snapshot.entries.values():
+            store.load(ref)
+        refuse_another(store, snapshot)
+        _write_numbered(store, directory, snapshot)
+        _point_to(store, directory, snapshot)
+
+
+def refuse_another(store: Store, snapshot: Snapshot) -> None:
+    """Refuse a snapshot whose number another one has in the store.
+
+    Raises:
+        StoreError: There is one, or what has that number is damaged.
+    """
+    directory = directory_of(store, snapshot.dataset)
+    if snapshot.number in numbers_in(directory):
+        there = _read_number(store, directory, snapshot.dataset, snapshot.number)
+        if there.digest != snapshot.digest:
+            raise StoreError(
+                f"{store.root} has a snapshot {snapshot.number} of '{snapshot.dataset}' of its own.",
+                remedy="Two stores that publish the same dataset do not mix: use another store, as in --store copy.",
+            )
+
+
+def _write_numbered(store: Store, directory: Path, snapshot: Snapshot) -> None:
+    content = render_snapshot(snapshot)
+    path = directory / file_name(snapshot.number)
+    with os_errors(path, n_bytes=len(content)):
+        make_directory(directory)
+        replace_durably(path, content, scratch=store.staging)
 
 
 def refusal_of(snapshot: Snapshot) -> tuple[str, ...]:
@@ -389,8 +434,7 @@ def _new_snapshot(dataset: str, number: int, entries: dict[str, ArtefactRef], in
 
 
 def _point_to(store: Store, directory: Path, snapshot: Snapshot) -> None:
-    fields = {"format_version": FORMAT_VERSION, "number": snapshot.number, "digest": snapshot.digest}
-    content = render_json(fields)
+    content = render_pointer(snapshot)
     with os_errors(directory / POINTER, n_bytes=len(content)):
         replace_durably(directory / POINTER, content, scratch=store.staging)
 

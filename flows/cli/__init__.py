@@ -42,6 +42,8 @@ app.command("flows.cli.snapshots:rollback", name="rollback", help="Go back to th
 app.command("flows.cli.snapshots:pin", name="pin", help="Keep a snapshot from being forgotten.")
 app.command("flows.cli.snapshots:unpin", name="unpin", help="Take the pin of a snapshot back.")
 app.command("flows.cli.snapshots:gc", name="gc", help="Remove what no snapshot and no experiment needs.")
+app.command("flows.cli.bucket:push", name="push", help="Copy the current snapshot into a bucket, such as S3.")
+app.command("flows.cli.bucket:pull", name="pull", help="Copy the current snapshot of a bucket into a store.")
 app.command("flows.cli.doctor:doctor", name="doctor", help="Check the whole store, and mend it.")
 
 app.command("flows.cli.outputs:recommend", name="recommend", help="Recommend items to users, as Parquet.")

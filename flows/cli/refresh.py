@@ -76,10 +76,11 @@ def refresh(
 def _nothing_new(dataset: str, settings: PipelineSettings, store: Store, begun: float) -> RefreshReport | None:
     """Answer at once where nothing is new; a configured Prefect server sees every run, though."""
     quiet_prefect()
-    from flows.refresh import prepared, unchanged
+    from flows.refresh import prepared, pushed, unchanged
 
-    source, _, current = prepared(dataset, settings, store)
-    return unchanged(source, current, store, begun)
+    source, settings, current = prepared(dataset, settings, store)
+    report = unchanged(source, current, store, begun)
+    return None if report is None else pushed(report, store, settings.runtime)
 
 
 def _run(dataset: str, settings: PipelineSettings, store: Path, *, quiet: bool) -> RefreshReport:
@@ -100,6 +101,8 @@ def _print(report: RefreshReport, store: Store) -> None:
     console = Console()
     if report.made is None:
         console.print(conclusion(report), highlight=False)
+        if report.run.pushed is not None:
+            console.print(report.run.pushed, highlight=False, soft_wrap=True, markup=False)
         return
     print_report(report.run, store)
     table = Table("check", title="\nQuality gate", title_justify="left")

@@ -140,7 +140,7 @@ def _nothing_to_do(dataset: str, settings: PipelineSettings, store: Store, begun
     if server_configured():
         return None
     slots, synthetic = prepared_slots(dataset, settings, store)
-    return cached_report(dataset, synthetic, list(plan(slots, store, {})), store, begun)
+    return cached_report(dataset, synthetic, list(plan(slots, store, {})), store, begun, settings.runtime)
 
 
 def _dry_run(

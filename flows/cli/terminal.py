@@ -86,6 +86,8 @@ def print_report(report: RunReport, store: Store) -> None:
         console.print("The current snapshot was left as it was.", highlight=False)
         return
     console.print(f"Snapshot {report.snapshot} of {label(report)} in {store.root}", highlight=False, soft_wrap=True)
+    if report.pushed is not None:
+        console.print(report.pushed, highlight=False, soft_wrap=True, markup=False)
     console.print("\nTry:", highlight=False)
     console.print(
         f"""  p2rec query -d {report.dataset} "SELECT item_id, cluster, n_train FROM item_clusters JOIN items """

@@ -72,6 +72,11 @@ class RuntimeSettings(Settings):
     four fifths of the machine's. The process takes up to twice as much: 100 million interactions took 4 GB with 2GB."""
     knowledge_batch_size: int = Field(256, ge=1)
     """Items that go through the language model at once."""
+    push_to: str | None = Field(None, pattern=r"^(s3|gs|az|file)://[^@?\s]+$")
+    """Bucket that a run copies its snapshot to once it is the current one, such as ``s3://models/p2rec``; null copies
+    it nowhere. Keys are taken from the environment."""
+    push_keep: int | None = Field(None, ge=1)
+    """How many of the dataset's newest snapshots stay in that bucket; null keeps all."""
 
 
 class PipelineSettings(Settings):

@@ -54,6 +54,8 @@ ALTERNATIVES: dict[str, Any] = {
     "cost.step_tokens": 5000,
     "backbone.training.patience": None,
     "runtime.ingest_memory": "1GB",
+    "runtime.push_to": "s3://models/p2rec",
+    "runtime.push_keep": 7,
     "recommender.training.patience": None,
 }
 
@@ -238,7 +240,8 @@ def test_a_runtime_setting_is_read_and_enters_no_key(name, source, before):
     assert keys(DEFAULTS.model_copy(update={"runtime": runtime}), source) == before
     read = {
         node.attr
-        for path in (ROOT / "tasks").glob("*.py")
+        for room in ("tasks", "flows")
+        for path in (ROOT / room).glob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("runtime")
     }

@@ -34,6 +34,8 @@ SERVED = "tests/deployments/served.py"
 """Runs ``p2rec serve``."""
 
 COMMAND = re.compile(r"^ {4,}((?:[A-Z_0-9]+=\S+ )*(?:p2rec|cp|mkdir|python -c) .*)$", re.MULTILINE)
+BUCKET = "s3://models/p2rec"
+"""Of the pages; a directory takes its place (``tests/storage/test_remote.py`` has a server)."""
 TRAINS = ("run", "stage", "refresh", "show", "settings")
 GATE = ["refresh.max_hold_out_drop=1.0", "refresh.max_metric_drop=1.0", "refresh.min_coverage=0.0"]
 """In few epochs nothing is learned that a metric could stand for."""
@@ -119,7 +121,7 @@ def adapted(command: str, small: list[str]) -> list[str]:
         "/data/p2rec": "data/p2rec",
         "http://127.0.0.1:5000": "sqlite:///m.db",
     }
-    words = [swaps.get(word, word) for word in words]
+    words = [swaps.get(word, word).replace(BUCKET, f"file://{Path.cwd()}/bucket") for word in words]
     if words[0] != "p2rec":
         return words
     chosen = [*SAMPLES_CLUSTERS, *small, *(GATE if words[1] == "refresh" else ())]

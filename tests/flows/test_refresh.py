@@ -22,6 +22,8 @@ from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
 from storage.artefacts import Artefact, Store
 from storage.ingest.nights import nights
 from storage.ingest.pipeline import ingest
+from storage.remote.bucket import Bucket
+from storage.remote.layout import read_current
 from storage.sample import generate_sample
 from storage.snapshots import read_snapshot, refusal_of, rollback
 from tasks.arrays import vectors
@@ -202,6 +204,18 @@ def test_no_held_out_item_reaches_a_training_stage(first_night: tuple[House, Ref
 def test_a_night_without_anything_new_does_nothing(copied: House) -> None:
     report, name = refreshed(copied)
     assert (name, report.made, report.run.results, copied.current()) == ("Completed", None, {}, 2)
+
+
+def test_a_night_without_anything_new_pushes_what_the_bucket_lacks_and_a_refused_one_nothing(
+    copied: House, tmp_path: Path
+) -> None:
+    bucket = Bucket.open(f"file://{tmp_path}/bucket")
+    asked = f"runtime.push_to={bucket.address}"
+    assert f"Snapshot 2 of clicks is the current one of {bucket.address}" in str(refreshed(copied, asked)[0].run.pushed)
+    rollback(Store.open(copied.store), "clicks")
+    report, name = refreshed(copied, asked, "refresh.max_preference_drift=0.0")
+    assert (name, report.run.pushed) == (REFUSED, None)
+    assert read_current(bucket, "clicks").number == 2
 
 
 def test_a_refused_night_is_kept_told_and_rolled_past(

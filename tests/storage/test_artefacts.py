@@ -233,7 +233,7 @@ def test_a_writer_refuses_what_would_not_be_a_file_of_its_own(store: Store) -> N
             writer.json("late", 1)
 
 
-@pytest.mark.parametrize("name", HOSTILE, ids=repr)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_refused_before_anything_is_touched(store: Store, name: Any) -> None:
     before = sorted(store.root.rglob("*"))
     for attempt in (

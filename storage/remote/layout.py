@@ -1,0 +1,127 @@
+"""How a copy of a store lies in a bucket: as in a store's directory, so that copying the directory makes one too.
+
+store.json                                format of the store
+artefacts/<stage>/<key>/<file>            manifest.json last: without it, there is no artefact
+snapshots/<dataset>/000001.json           after the artefacts that it refers to
+snapshots/<dataset>/current.json          the only object that ever changes
+"""
+
+from p2rec_core.errors import StoreError
+from storage.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    ArtefactRef,
+    Manifest,
+    check_version,
+    checked_name,
+    parse_canonical,
+    render_json,
+)
+from storage.remote.bucket import Bucket
+from storage.snapshot_files import POINTER, Snapshot, check_pointed, file_name, parse_numbered, pointed_number
+
+MARKER = "store.json"
+
+
+def artefact_prefix(stage: str, key: str) -> str:
+    """Where an artefact's files are."""
+    return f"artefacts/{checked_name('a stage', stage)}/{checked_name('a key', key)}"
+
+
+def snapshot_prefix(dataset: str) -> str:
+    """Where a dataset's snapshots are."""
+    return f"snapshots/{checked_name('a dataset', dataset)}"
+
+
+def pointer_name(dataset: str) -> str:
+    """Name of the pointer to the current snapshot."""
+    return f"{snapshot_prefix(dataset)}/{POINTER}"
+
+
+def snapshot_name(dataset: str, number: int) -> str:
+    """Name of a snapshot."""
+    return f"{snapshot_prefix(dataset)}/{file_name(number)}"
+
+
+def check_marker(bucket: Bucket, *, create: bool) -> None:
+    """Refuse a bucket that holds something else, or a store of a newer P2Rec.
+
+    Args:
+        bucket: The bucket.
+        create: Whether one without a marker gets it; it must be empty then.
+
+    Raises:
+        StoreError: It is none of ours.
+    """
+    data = bucket.read(MARKER)
+    if data is None and create:
+        if there := bucket.list(""):
+            raise StoreError(
+                f"{bucket.address} holds other objects, such as {there[0].name}, and no copy of a store.",
+                remedy="Choose a prefix of its own, such as s3://bucket/p2rec.",
+            )
+        bucket.create(MARKER, render_json({"format_version": FORMAT_VERSION}))
+        data = bucket.read(MARKER)
+    if data is None:
+        raise StoreError(f"There is no copy of a store in {bucket.address}.", remedy="Make one with `p2rec push`.")
+    try:
+        check_version(parse_canonical(data)["format_version"], bucket.address)
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"{MARKER} in {bucket.address} is not the marker of a store: {error}.", remedy="Choose another prefix."
+        ) from error
+
+
+def read_manifest(bucket: Bucket, ref: ArtefactRef) -> tuple[bytes, Manifest] | None:
+    """The manifest of an artefact in a bucket, as bytes and parsed; None if it is not there.
+
+    Raises:
+        StoreError: It lists other content than the reference: a store with another history was pushed there.
+        ArtefactDamaged: It is not whole.
+    """
+    name = f"{artefact_prefix(ref.stage, ref.key)}/{MANIFEST}"
+    data = bucket.read(name)
+    if data is None:
+        return None
+    manifest = Manifest.parse(data, place=f"{bucket.address}/{name}")
+    found = ArtefactRef(manifest.stage, manifest.key, {n: entry.sha256 for n, entry in manifest.files.items()})
+    if found != ref:
+        raise StoreError(
+            f"{bucket.address} holds {ref.stage}/{ref.key} with other content.",
+            remedy="Another store was pushed there: choose another prefix for this one.",
+        )
+    return data, manifest
+
+
+def read_current(bucket: Bucket, dataset: str) -> Snapshot:
+    """The snapshot that a bucket's pointer means, checked as one of a store is.
+
+    Raises:
+        StoreError: There is none, or it is not whole.
+    """
+    name = pointer_name(dataset)
+    pointer = bucket.read(name)
+    if pointer is None:
+        there = sorted({o.name.split("/")[1] for o in bucket.list("snapshots") if o.name.endswith(f"/{POINTER}")})
+        raise StoreError(
+            f"There is no current snapshot of '{dataset}' in {bucket.address} (it has: {', '.join(there) or 'none'}).",
+            remedy=f"Push one with `p2rec push {bucket.address} --dataset {dataset}`.",
+        )
+    try:
+        snapshot = read_numbered(bucket, dataset, pointed_number(pointer))
+        check_pointed(pointer, snapshot)
+    except ValueError as error:
+        raise StoreError(
+            f"{name} in {bucket.address}, or the snapshot that it points to, is damaged: {error}.",
+            remedy="Push again from the store that it is a copy of.",
+        ) from error
+    return snapshot
+
+
+def read_numbered(bucket: Bucket, dataset: str, number: int) -> Snapshot:
+    """A snapshot in a bucket; ValueError if it is damaged or not there."""
+    name = snapshot_name(dataset, number)
+    data = bucket.read(name)
+    if data is None:
+        raise ValueError(f"{name} is not there")
+    return parse_numbered(data, f"{bucket.address}/{name}", dataset, number)

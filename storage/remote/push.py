@@ -1,0 +1,212 @@
+"""Copying the current snapshot of a store into a bucket, and forgetting old ones there.
+
+Artefacts go first, then the snapshot, then the pointer: who reads the bucket sees the snapshot of before or the new
+one, whole. Artefacts never change, so one that is there is not sent again, and a push that was broken off is finished
+by the next.
+"""
+
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from p2rec_core.errors import ArtefactDamaged, StoreError
+from storage.artefacts import Artefact, Store
+from storage.manifest import MANIFEST, ArtefactRef, Manifest
+from storage.remote.bucket import Bucket
+from storage.remote.layout import (
+    artefact_prefix,
+    check_marker,
+    pointer_name,
+    read_current,
+    read_manifest,
+    read_numbered,
+    snapshot_name,
+)
+from storage.snapshot_files import POINTER, Snapshot, render_pointer, render_snapshot
+from storage.snapshots import read_snapshot
+
+Told = Callable[[int, int, str], None]
+"""Told after every artefact: how many are done, of how many, and which."""
+GRACE = datetime.timedelta(days=1)
+"""Artefacts in a bucket that are younger are not removed: a push may be about to refer to them."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did.
+
+    Attributes:
+        snapshot: What is the bucket's current snapshot now.
+        n_sent: Artefacts that were sent.
+        n_there: Artefacts that were there.
+        n_bytes: Bytes that were sent.
+        before: Number of the bucket's current snapshot before; None if there was none.
+    """
+
+    snapshot: Snapshot
+    n_sent: int
+    n_there: int
+    n_bytes: int
+    before: int | None
+
+    def summary(self, address: str) -> str:
+        """What became of it, for people."""
+        before = "" if self.before in (None, self.snapshot.number) else f"; before it was {self.before}"
+        return (
+            f"Snapshot {self.snapshot.number} of {self.snapshot.dataset} is the current one of {address}{before}. "
+            f"{self.n_sent} artefacts sent ({self.n_bytes / 2**20:.1f} MiB), {self.n_there} were there."
+        )
+
+
+def push(store: Store, bucket: Bucket, dataset: str, *, check: bool = False, told: Told | None = None) -> Pushed:
+    """Make the current snapshot of a store the current one of a bucket.
+
+    Args:
+        store: The store.
+        bucket: The bucket.
+        dataset: The dataset.
+        check: Whether every byte of what is there already is read back, and sent again if it is damaged.
+        told: Told of the progress.
+
+    Raises:
+        ArtefactMissing: A file of the snapshot is not in the store.
+        ArtefactDamaged: A file of the snapshot in the store is damaged, or a manifest in the bucket.
+        StoreError: The bucket cannot be used, holds a snapshot of another store, or somebody else pushed meanwhile.
+    """
+    snapshot = read_snapshot(store, dataset)
+    check_marker(bucket, create=True)
+    pointer = bucket.read_marked(pointer_name(dataset))
+    before = None if pointer is None else _number(bucket, dataset)
+    sent = []
+    artefacts = {(ref.stage, ref.key): ref for ref in snapshot.entries.values()}
+    for done, ref in enumerate(artefacts.values(), 1):
+        sent.append(_send(bucket, store.load(ref), check=check))
+        if told is not None:
+            told(done, len(artefacts), f"{ref.stage}/{ref.key[:12]}")
+    _send_snapshot(bucket, snapshot)
+    content, name = render_pointer(snapshot), pointer_name(dataset)
+    if pointer is None:
+        done_so = bucket.create(name, content)
+    else:
+        done_so = pointer[0] == content or bucket.swap(name, content, pointer[1])
+    if not done_so:
+        raise StoreError(
+            f"Somebody else changed the current snapshot of '{dataset}' in {bucket.address} meanwhile.",
+            remedy="Look which one it is, and push again if this one is to be the current one.",
+        )
+    n_sent = sum(n_bytes is not None for n_bytes in sent)
+    return Pushed(snapshot, n_sent, len(sent) - n_sent, sum(n_bytes or 0 for n_bytes in sent), before)
+
+
+def _number(bucket: Bucket, dataset: str) -> int | None:
+    """Number of the bucket's current snapshot; None where it is damaged, which a push mends."""
+    try:
+        return read_current(bucket, dataset).number
+    except StoreError:
+        return None
+
+
+def _send(bucket: Bucket, artefact: Artefact, *, check: bool) -> int | None:
+    """Write an artefact that is not there, the manifest last; bytes sent, None if it was there."""
+    there = _found(bucket, artefact.ref(), check=check)
+    if there:
+        return None
+    prefix = artefact_prefix(artefact.stage, artefact.key)
+    for name, entry in artefact.files.items():
+        bucket.write(f"{prefix}/{entry.path}", artefact.whole_file(name))
+    manifest = artefact.manifest.render()
+    bucket.write(f"{prefix}/{MANIFEST}", manifest)
+    return sum(entry.bytes for entry in artefact.files.values()) + len(manifest)
+
+
+def _found(bucket: Bucket, ref: ArtefactRef, *, check: bool) -> bool:
+    """Whether an artefact is in a bucket, with ``check``: and whole."""
+    try:
+        found = read_manifest(bucket, ref)
+    except ArtefactDamaged:
+        return False  # what is sent anew replaces it
+    if found is None:
+        return False
+    return not check or _whole(bucket, ref, found[1])
+
+
+def _whole(bucket: Bucket, ref: ArtefactRef, manifest: Manifest) -> bool:
+    prefix = artefact_prefix(ref.stage, ref.key)
+    return all(bucket.sha256(f"{prefix}/{entry.path}") == entry.sha256 for entry in manifest.files.values())
+
+
+def _send_snapshot(bucket: Bucket, snapshot: Snapshot) -> None:
+    name, content = snapshot_name(snapshot.dataset, snapshot.number), render_snapshot(snapshot)
+    if bucket.create(name, content):
+        return
+    try:
+        other = read_numbered(bucket, snapshot.dataset, snapshot.number)
+    except ValueError:
+        bucket.write(name, content)  # it was damaged
+        return
+    if other.digest != snapshot.digest:
+        raise StoreError(
+            f"{bucket.address} holds a snapshot {snapshot.number} of '{snapshot.dataset}' of another store.",
+            remedy="Two stores that publish the same dataset do not mix: choose another prefix for this one.",
+        )
+
+
+def forget(bucket: Bucket, dataset: str, *, keep: int, grace: datetime.timedelta = GRACE) -> tuple[list[int], int]:
+    """Remove a dataset's old snapshots from a bucket, and the artefacts that no snapshot there refers to any more.
+
+    Snapshots go before what they refer to, a manifest before its files: nothing that is referred to is ever missing.
+
+    Args:
+        bucket: The bucket.
+        dataset: The dataset.
+        keep: How many of the newest snapshots stay, from 1; the current one stays in any case.
+        grace: Artefacts that are younger stay.
+
+    Returns:
+        Numbers of the snapshots that are gone, and how many artefacts are.
+
+    Raises:
+        StoreError: The bucket cannot be used, or a snapshot there is damaged: then nothing is removed.
+    """
+    if keep < 1:
+        raise StoreError(f"{keep} snapshots cannot be kept.", remedy="Keep 1 or more.")
+    current = read_current(bucket, dataset)
+    snapshots = _snapshots(bucket)
+    numbers = sorted(number for name, number in snapshots if name == dataset)
+    gone = [number for number in numbers[:-keep] if number != current.number]
+    bucket.remove([snapshot_name(dataset, number) for number in gone])
+    kept = [snapshot for (name, number), snapshot in snapshots.items() if name != dataset or number not in gone]
+    needed = {artefact_prefix(ref.stage, ref.key) for snapshot in kept for ref in snapshot.entries.values()}
+    young = datetime.datetime.now(datetime.UTC) - grace
+    removed = 0
+    for prefix, objects in _artefacts(bucket).items():
+        if prefix not in needed and all(changed < young for changed in objects.values()):
+            bucket.remove(sorted(objects, key=lambda name: (not name.endswith(f"/{MANIFEST}"), name)))
+            removed += 1
+    return gone, removed
+
+
+def _snapshots(bucket: Bucket) -> dict[tuple[str, int], Snapshot]:
+    """All snapshots of a bucket by dataset and number."""
+    found = {}
+    for entry in bucket.list("snapshots"):
+        dataset, _, file = entry.name.removeprefix("snapshots/").partition("/")
+        if file == POINTER:
+            continue
+        try:
+            number = int(file.removesuffix(".json"))
+            found[dataset, number] = read_numbered(bucket, dataset, number)
+        except ValueError as error:
+            raise StoreError(
+                f"{entry.name} in {bucket.address} is damaged: {error}.",
+                remedy="Remove it, or push again the snapshot that it should be; until then nothing is forgotten.",
+            ) from error
+    return found
+
+
+def _artefacts(bucket: Bucket) -> dict[str, dict[str, datetime.datetime]]:
+    """Objects of every artefact, whole or not, and when each was written."""
+    found: dict[str, dict[str, datetime.datetime]] = {}
+    for entry in bucket.list("artefacts"):
+        found.setdefault(entry.name.rpartition("/")[0], {})[entry.name] = entry.changed
+    return found
