@@ -44,7 +44,8 @@ class Finding:
     """Something in a store that is not as it should be.
 
     Attributes:
-        kind: What it is about: artefact, snapshot, pointer, pins, lock, checkpoint, record, leftover, quarantine.
+        kind: What it is about: layout, artefact, snapshot, pointer, pins, lock, checkpoint, record, leftover, work,
+            quarantine.
         name: Its path within the store.
         problem: What is wrong.
         remedy: What to do about it.
@@ -328,7 +329,8 @@ class _Examination:
         report = collect_leftovers(self.store, grace=grace, dry_run=not repair)
         for item in report.removed:
             remedy = "Remove it with `p2rec gc`, or with `--repair`."
-            finding = Finding("leftover", item.name, f"{item.reason} ({item.n_bytes:,} bytes).", remedy, harmful=False)
+            problem = f"{item.reason[:1].upper()}{item.reason[1:]} ({item.n_bytes:,} bytes)."
+            finding = Finding("leftover", item.name, problem, remedy, harmful=False)
             yield replace(finding, mended="removed" if repair else ""), None
         for item in report.kept:
             if item.kind is Kind.QUARANTINE:

@@ -14,7 +14,7 @@ from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage import tensors as tensor_files
 from storage.checksums import checksums
 from storage.disk import DurableFile, hash_file, make_directory, os_errors, sync_directory, write_durably
-from storage.manifest import MANIFEST, SUFFIX, FileEntry, InputRef, Kind, Manifest, checked_name, render_json
+from storage.manifest import MANIFEST, REBUILD, SUFFIX, FileEntry, InputRef, Kind, Manifest, checked_name, render_json
 from storage.reading import Artefact
 from storage.schemas import conform
 
@@ -174,7 +174,7 @@ class ArtefactWriter:
         try:
             found = self._store.find(self._stage, self._key)
             if found is None:
-                raise ArtefactMissing("It has no manifest.", remedy="")
+                raise ArtefactMissing("It has no manifest.", remedy=REBUILD)
             self._store.verify(found)
         except (ArtefactDamaged, ArtefactMissing) as error:
             self._store.discard(self._stage, self._key, error.problem)

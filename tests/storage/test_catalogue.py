@@ -306,3 +306,11 @@ def test_a_table_that_is_collected_while_the_snapshot_is_opened_is_missing(
     monkeypatch.setattr(Catalogue, "_verify", verify_then_lose)
     with pytest.raises(ArtefactMissing, match=r"items\.parquet is missing"):
         Catalogue(store, snapshot)
+
+
+def test_a_statement_that_is_refused_is_named_and_so_is_what_may_be_asked(catalogue: Catalogue) -> None:
+    for sql, named in (("SELECT 1; DROP VIEW items", "SELECT and DROP"), ("", "nothing"), ("DROP VIEW items", "DROP")):
+        with pytest.raises(StoreError) as caught:
+            catalogue.query(sql)
+        assert caught.value.problem == f"Only one SELECT statement can be run here, not {named}."
+        assert caught.value.remedy == "The catalogue is read-only: send one SELECT at a time."

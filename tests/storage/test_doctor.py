@@ -236,3 +236,106 @@ def test_what_others_find_is_mended_with_the_rest(store: Store, filled: Artefact
     report = examine(store, repair=True, further=further)
     assert [f.mended for f in report.findings] == ["mended it", ""]
     assert report.harm[0].problem == "It is torn. It could not be mended: The disk is full."
+
+
+def test_every_finding_says_what_it_is_what_is_wrong_and_what_to_do(
+    store: Store, filled: Artefact, publish: Any, tables: SimpleNamespace, tmp_path: Path
+) -> None:
+    gone = publish("train", {"history": tables.history}, key="k2")
+    publish_snapshot(store, "other", {"train": gone.ref()}, {})
+    shutil.rmtree(gone.path)
+    (filled.path / "extra").touch()
+    (store.root / "artefacts" / "clusters" / "k9").mkdir()
+    (store.root / "artefacts" / "clusters" / "UPPER").mkdir()
+    (store.root / "artefacts" / "linked").symlink_to(tmp_path)
+    directory = store.root / "snapshots" / "tiny"
+    (store.root / "snapshots" / "not a name").mkdir()
+    (directory / "notes.txt").touch()
+    (directory / "000002.json").write_bytes(b"{}\n")
+    (directory / "pins.json").write_bytes(b"{}\n")
+    locks = store.root / "locks"
+    (locks / "s~linked.lock").symlink_to(tmp_path / "elsewhere")
+    (locks / "s~directory.lock").mkdir()
+    (locks / "README").touch()
+    (locks / "s~README").touch()
+    (store.root / "work" / "UPPER").mkdir()
+    (store.root / "quarantine" / "train-k7-1").mkdir()
+    (store.staging / "s~k~01").mkdir()
+    os.utime(store.staging / "s~k~01", (0, 0))
+    (filled.path.parent / "k0" / "item_clusters.parquet").unlink()
+    shown = [
+        f"{f.kind} | {f.name} | {'harm' if f.harmful else 'no harm'}\n  {f.problem}\n  {f.remedy}"
+        for f in examine(store).findings
+    ]
+    assert "\n".join(shown).replace(str(store.root), "ROOT") == FINDINGS.strip()
+    mended = [f"{f.name} | {f.mended}" for f in examine(store, repair=True).findings if f.mended]
+    assert "\n".join(mended).replace(str(store.root), "ROOT") == MENDED.strip()
+
+
+FINDINGS = """
+artefact | artefacts/clusters/UPPER | no harm
+  ROOT/artefacts/clusters/UPPER was not made by P2Rec.
+  Move it elsewhere; nothing of P2Rec reads it.
+artefact | artefacts/clusters/k0 | harm
+  The file ROOT/artefacts/clusters/k0/item_clusters.parquet is missing.
+  Rebuild it with `p2rec run --dataset tiny`.
+artefact | artefacts/clusters/k1 | harm
+  ROOT/artefacts/clusters/k1/extra is not in the manifest.
+  Run the pipeline again: it sets the damaged artefact aside and rebuilds it.
+artefact | artefacts/clusters/k9 | harm
+  ROOT/artefacts/clusters/k9 has no manifest.json.
+  Run the pipeline again: it sets the damaged artefact aside and rebuilds it.
+artefact | artefacts/linked | no harm
+  ROOT/artefacts/linked was not made by P2Rec.
+  Move it elsewhere; nothing of P2Rec reads it.
+snapshot | snapshots/not a name | no harm
+  ROOT/snapshots/not a name was not made by P2Rec.
+  Move it elsewhere; nothing of P2Rec reads it.
+snapshot | snapshots/other/000001.json | harm
+  Snapshot 1 of 'other' is not complete, slot train: There is no artefact train/k2 in ROOT.
+  Compute it again with `p2rec run --dataset other` and the settings of then, or go to a complete snapshot with `p2rec rollback --dataset other`.
+snapshot | snapshots/tiny/notes.txt | no harm
+  ROOT/snapshots/tiny/notes.txt was not made by P2Rec.
+  Move it elsewhere; nothing of P2Rec reads it.
+snapshot | snapshots/tiny/000002.json | harm
+  ROOT/snapshots/tiny/000002.json is damaged: its digest should be 44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a, found None.
+  Go on with another snapshot, or make a new one with `p2rec run --dataset tiny`.
+pointer | snapshots/tiny/current.json | harm
+  ROOT/snapshots/tiny/current.json or the snapshot that it points to is damaged (its digest should be 44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a, found None); using the last complete snapshot, 1, instead.
+  Choose a snapshot with `p2rec promote N --dataset tiny`.
+pins | snapshots/tiny/pins.json | harm
+  ROOT/snapshots/tiny/pins.json is damaged: its digest should be 44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a, found None.
+  Remove it and pin again with `p2rec pin N --dataset tiny`.
+lock | locks/README | no harm
+  ROOT/locks/README was not made by P2Rec.
+  Move it elsewhere; nothing of P2Rec reads it.
+lock | locks/s~README | no harm
+  ROOT/locks/s~README was not made by P2Rec.
+  Move it elsewhere; nothing of P2Rec reads it.
+lock | locks/s~directory.lock | harm
+  The lock ROOT/locks/s~directory.lock is no regular file, so that nobody can use what it protects.
+  Remove it; the next process that needs the lock makes it anew.
+lock | locks/s~linked.lock | harm
+  The lock ROOT/locks/s~linked.lock is a symbolic link, so that nobody can use what it protects.
+  Remove it; the next process that needs the lock makes it anew.
+leftover | staging/s~k~01 | no harm
+  Its writer did not finish (0 bytes).
+  Remove it with `p2rec gc`, or with `--repair`.
+work | work/UPPER | no harm
+  ROOT/work/UPPER was not made by P2Rec.
+  Move it elsewhere; nothing of P2Rec reads it.
+quarantine | quarantine/train-k7-1 | no harm
+  It was set aside.
+  Look at it, and remove it if it is of no use; `p2rec gc` does so in time.
+"""  # noqa: E501 (messages are one line)
+MENDED = """
+artefacts/clusters/k0 | set aside in ROOT/quarantine/clusters-k0-1; a rerun rebuilds it
+artefacts/clusters/k1 | set aside in ROOT/quarantine/clusters-k1-1; a rerun rebuilds it
+artefacts/clusters/k9 | set aside in ROOT/quarantine/clusters-k9-1; a rerun rebuilds it
+snapshots/tiny/000002.json | set aside in ROOT/quarantine/snapshots-tiny-1; artefacts that only it referred to are garbage when they are old
+snapshots/tiny/current.json | it points to snapshot 1 now
+snapshots/tiny/pins.json | set aside in ROOT/quarantine/snapshots-tiny-2; no snapshot is pinned now
+locks/s~directory.lock | set aside in ROOT/quarantine/locks-foreign-1
+locks/s~linked.lock | set aside in ROOT/quarantine/locks-foreign-2
+staging/s~k~01 | removed
+"""  # noqa: E501

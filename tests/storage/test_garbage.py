@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage import garbage
 from storage.artefacts import Artefact, ArtefactRef, InputRef, Store
 from storage.doctor import examine
-from storage.garbage import GarbageReport, Kind, collect, collect_leftovers
+from storage.garbage import GarbageReport, Item, Kind, collect, collect_leftovers
 from storage.snapshots import (
     list_snapshots,
     mark_used,
@@ -623,3 +623,62 @@ def test_two_collections_at_once_finish_both(store: Store, make: Make) -> None:
     for collector in collectors:
         collector.join(timeout=60)
     assert sorted(len(report.removed) for report in reports) == [0, 20]
+
+
+def test_everything_that_is_judged_says_what_it_is_and_why_it_goes_or_stays(store: Store, make: Make) -> None:
+    for number, key in enumerate(("first", "second", "third", "fourth"), 1):
+        publish_snapshot(store, "tiny", {"slot": make(key).ref()}, {"number": number})
+    publish_snapshot(store, "tiny", {"slot": make("worse").ref()}, {}, refused=["it is worse"])
+    pin(store, "tiny", 1)
+    user = make("asked-for", make("read-by-it"))
+    make("unused")
+    store.workspace("s", "half-way")
+    (store.workspace("s", "taken") / "checkpoint").write_bytes(b"12345")
+    (store.root / "work" / "UPPER").mkdir()
+    (store.staging / "s~k~01").mkdir()
+    (store.staging / "removed.01").mkdir()
+    shutil.move(make("damaged").path, store.root / "quarantine" / "s-damaged-1")
+    with store.lock("s", "unlocked"):
+        pass
+    age(store.root, 8)
+    store.workspace("s", "new")
+    with store.lock("s", "taken"):
+        report = collect(store, keep_last=2, references=lambda: {"experiment e": [user.ref()]}, dry_run=True)
+        done = collect(store, keep_last=2, references=lambda: {"experiment e": [user.ref()]})
+    assert judged(report.removed) == REMOVED.strip()
+    assert judged(report.kept) == KEPT.strip()
+    was_held = "work | work/s/taken | its computation did not go on | None"
+    held = "work | work/s/taken | a process works on it | None"
+    assert judged(done.removed) == REMOVED.strip().replace(f"\n{was_held}", "")
+    assert judged(done.kept) == "\n".join(sorted([*KEPT.strip().splitlines(), held]))
+
+
+def judged(items: Iterable[Item]) -> str:
+    return "\n".join(sorted(f"{item.kind} | {item.name} | {item.reason} | {item.referrer}" for item in items))
+
+
+REMOVED = """
+artefact | artefacts/s/second | nothing refers to it | None
+artefact | artefacts/s/third | nothing refers to it | None
+artefact | artefacts/s/unused | nothing refers to it | None
+lock | locks/s~unlocked.lock | nobody holds it | None
+quarantine | quarantine/s-damaged-1 | it was set aside long enough ago | None
+snapshot | snapshots/tiny/000002.json | it is not one of the last 2 | None
+snapshot | snapshots/tiny/000003.json | it is not one of the last 2 | None
+staging | staging/removed.01 | an earlier collection did not delete it | None
+staging | staging/s~k~01 | its writer did not finish | None
+work | work/s/half-way | its computation did not go on | None
+work | work/s/taken | its computation did not go on | None
+"""
+KEPT = """
+artefact | artefacts/s/asked-for | it is referred to | experiment e
+artefact | artefacts/s/first | it is referred to | snapshot 1 of tiny
+artefact | artefacts/s/fourth | it is referred to | snapshot 4 of tiny
+artefact | artefacts/s/read-by-it | it is referred to | s/asked-for, which was computed from it
+artefact | artefacts/s/worse | it is referred to | snapshot 5 of tiny
+snapshot | snapshots/tiny/000001.json | it is pinned | None
+snapshot | snapshots/tiny/000004.json | it is the current one | None
+snapshot | snapshots/tiny/000005.json | it is one of the last 2 | None
+work | work/UPPER | it was not made by P2Rec | None
+work | work/s/new | it is younger than the grace period | None
+"""

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -321,6 +322,7 @@ def test_changes_are_counted_by_the_owners_identifiers(store: Store, publish: An
         },
     )
     changes = snapshot_changes(store, old, new)
+    assert (changes.old, changes.new) == (1, 2)
     assert {c.slot: (c.old is not None, c.new is not None) for c in changes.slots} == {
         **dict.fromkeys(("ingest", "clusters", "knowledge", "evaluation.sasrec.p2rec"), (True, True)),
         "preferences": (True, False),
@@ -360,6 +362,11 @@ def test_what_does_not_fit_is_said(store: Store, publish: Any, tables: SimpleNam
     changes = snapshot_changes(store, old, new)
     assert changes.embeddings == (EmbeddingChange("backbone", "item_embeddings", 0, 0, None),)
     assert changes.clusters == ()
+    assert [note.split(" cannot be compared: ")[0] for note in changes.notes] == [
+        "Table 'item_knowledge' of slot knowledge",
+        "Table 'item_embeddings' of slot backbone",
+        "Table 'item_clusters' of slot clusters",
+    ]
     assert [note.split("cannot be compared: ")[1] for note in changes.notes] == [
         "column 'knowledge' is fixed_size_list<element: float>[2] in snapshot 1 and "
         "fixed_size_list<element: float>[3] in 2.",
@@ -426,3 +433,18 @@ def test_a_refused_snapshot_can_be_promoted_and_does_not_stand_in(
     assert read_snapshot(store, "tiny").number == 2
     assert promote(store, "tiny", 3).number == 3
     assert read_snapshot(store, "tiny").number == 3
+
+
+@pytest.mark.parametrize("change", [pin, promote, unpin])
+def test_a_dataset_without_snapshots_is_named_with_those_that_have_some(
+    store: Store, publish: Any, change: Callable[[Store, str, int], object]
+) -> None:
+    publish_snapshot(store, "tiny", {"slot": publish("s", {}, key="k1").ref()}, {})
+    with pytest.raises(StoreError) as caught:
+        change(store, "huge", 1)
+    if change is unpin:
+        assert caught.value.problem == "Snapshot 1 of 'huge' is not pinned."
+        assert caught.value.remedy == "Choose one that is: none."
+    else:
+        assert caught.value.problem == f"There is no snapshot of 'huge' in {store.root} (it has: tiny)."
+        assert caught.value.remedy == "Make one with `p2rec run --dataset huge`."
