@@ -9,8 +9,9 @@ STORE ?= .p2rec
 BENCH ?= build/benchmarks
 TEST_PROCESSES ?= 2
 AUDIT ?= build/audit
+MUTANTS ?=
 
-.PHONY: help setup run beauty test test-slow faults soak audit lint format typecheck imports bench bench-quick serve docs clean
+.PHONY: help setup run beauty test test-slow faults soak mutants audit lint format typecheck imports bench bench-quick serve docs clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-12s %s\n", $$1, $$2}'
@@ -40,6 +41,11 @@ faults: setup  ## Inject faults into stores and count what comes of each
 
 soak: setup  ## Simulate thirty nights of a growing dataset with faults, by the command line
 	$(BIN)/python -m tests.faults.soak
+
+mutants: setup  ## Change the store's code in thousands of small ways and see whether its tests notice: hours
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-mutants.txt
+	$(BIN)/python -m mutmut run --max-children $(TEST_PROCESSES) $(MUTANTS)
+	$(BIN)/python -m mutmut results
 
 audit: setup  ## Look the pinned packages up in the advisory database; needs the network
 	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/python -m pip install --quiet pip-audit)
@@ -78,4 +84,4 @@ docs: setup  ## Build the documentation site in build/site
 	$(BIN)/python -m mkdocs build --clean --strict
 
 clean:  ## Remove the virtual environment and caches; the artefact store stays
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) mutants .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis build dist *.egg-info
