@@ -16,7 +16,7 @@ from flows.cli.refresh import refresh as refresh_command
 from flows.pipeline import pipeline
 from flows.refresh import REFUSED, refresh
 from flows.refresh_report import RefreshReport
-from p2rec_core.errors import RefreshRefused, SettingsError, StoreError
+from p2rec_core.errors import DataError, RefreshRefused, SettingsError, StoreError
 from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
 from storage.artefacts import Artefact, Store
@@ -25,7 +25,7 @@ from storage.ingest.pipeline import ingest
 from storage.remote.bucket import Bucket
 from storage.remote.layout import read_current
 from storage.sample import generate_sample
-from storage.snapshots import read_snapshot, refusal_of, rollback
+from storage.snapshots import list_snapshots, read_snapshot, refusal_of, rollback
 from tasks.arrays import vectors
 from tasks.progress import listening
 from tasks.refresh.knowledge import READ
@@ -313,6 +313,84 @@ def test_a_poisoned_night_is_not_promoted_and_a_good_one_follows(
     report, name = refreshed(copied)
     assert (name, report.base, copied.current()) == ("Completed", 2, 4)
     assert rollback(Store.open(copied.store), "clicks").number == 2
+
+
+def renamed(table: pa.Table) -> pa.Table:
+    return table.rename_columns(["user_id", "product", "timestamp"])
+
+
+def lost(table: pa.Table) -> pa.Table:
+    return table.drop_columns(["user_id"])
+
+
+def nested(table: pa.Table) -> pa.Table:
+    return table.set_column(1, "item_id", pa.array([[item] for item in table.column("item_id").to_pylist()]))
+
+
+def dated_as_text(table: pa.Table) -> pa.Table:
+    return table.set_column(2, "timestamp", pa.array(["yesterday"] * table.num_rows))
+
+
+def in_milliseconds(table: pa.Table) -> pa.Table:
+    times = 1.7e9 + np.arange(table.num_rows)
+    times[-40:] *= 1e3
+    return table.set_column(2, "timestamp", pa.array(times))
+
+
+def with_points(table: pa.Table) -> pa.Table:
+    """Ids as a table library writes them once a column had a gap."""
+    items = pa.array([f"{item}.0" for item in table.column("item_id").to_pylist()])
+    return table.set_column(1, "item_id", items)
+
+
+@pytest.mark.parametrize(
+    ("drift", "told"),
+    [
+        (renamed, r"no column 'item_id'; there are 'user_id', 'product', 'timestamp'"),
+        (lost, r"no column 'user_id'; there are 'item_id', 'timestamp'"),
+        (nested, r"'item_id'.*list"),
+        (dated_as_text, "1260 of 1260 rows cannot be read.*text_timestamp"),
+        (in_milliseconds, "milliseconds"),
+        (with_points, "No item of the current snapshot occurs in today's interactions"),
+    ],
+)
+def test_a_file_whose_columns_drift_is_refused_by_name_and_nothing_is_published(
+    copied: House, tables: list[pa.Table], drift: Callable[[pa.Table], pa.Table], told: str
+) -> None:
+    copied.put(drift(tables[2]))
+    with pytest.raises(DataError, match=f"(?s){told}"):
+        refreshed(copied)
+    assert copied.current() == 2
+    assert len(list_snapshots(Store.open(copied.store), "clicks")) == 2
+
+
+def reordered(table: pa.Table) -> pa.Table:
+    return table.select(["timestamp", "item_id", "user_id"])
+
+
+def widened(table: pa.Table) -> pa.Table:
+    categories = pa.DictionaryArray.from_arrays(pa.array([0] * table.num_rows, pa.int8()), pa.array(["x"]))
+    return table.append_column("channel", categories)
+
+
+def encoded(table: pa.Table) -> pa.Table:
+    return table.set_column(1, "item_id", table.column("item_id").dictionary_encode())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drift", [reordered, widened, encoded])
+def test_a_file_whose_columns_drift_without_harm_gives_the_same_bytes(
+    copied: House, tables: list[pa.Table], drift: Callable[[pa.Table], pa.Table], tmp_path: Path
+) -> None:
+    other = replace(copied, store=Path(shutil.copytree(copied.store, tmp_path / "other")))
+    copied.put(tables[2])
+    plain, _ = refreshed(copied)
+    copied.put(drift(tables[2]))
+    drifted, name = refreshed(other)
+    assert (name, drifted.made) == ("Completed", 3)
+    assert {n: r.ref.files for n, r in drifted.run.results.items()} == {
+        n: r.ref.files for n, r in plain.run.results.items()
+    }
 
 
 def test_settings_of_the_refresh_have_defaults_that_an_ordinary_run_ignores() -> None:
