@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from storage.artefacts import Store
+from storage.snapshots import read_snapshot
 from tests.deployments.served import Served, until
 
 CHROMIUM = shutil.which("chromium")
@@ -50,6 +52,27 @@ def field(page: Any, label: str) -> Any:
     return page.locator(f'xpath=//*[text()="{label}"]/following::*[self::input or self::textarea][1]')
 
 
+def fill_small(page: Any) -> None:
+    """Fill the form with settings of which the store has a run."""
+    for label, value in {"Hidden Size": "16", "Inner Size": "32", "Max Epochs": "2", "Batch Positions": "4096"}.items():
+        for place in (0, 1):  # the backbone's, and the recommender's
+            every = page.locator(f'xpath=//*[text()="{label} (Optional)"]')
+            every.nth(place).locator("xpath=following::input[1]").fill(value)
+    field(page, "Name Or Path (Optional)").fill("random-llama-tiny")
+    field(page, "N Components (Optional)").fill("8")
+
+
+def submitted(served: Served, page: Any, name: str) -> Any:
+    """Submit the form and wait for the run of that name to end."""
+    page.get_by_role("button", name="Submit").click()
+
+    def started() -> Any:
+        return served.api("POST", "/flow_runs/filter", {"flow_runs": {"name": {"any_": [name]}}})
+
+    [run] = until(started, seconds=60, what=f"the run {name}")
+    return served.api.ended(run["id"], seconds=300)
+
+
 def test_a_run_with_a_changed_parameter_through_the_form(served: Served, page: Any) -> None:
     address = f"http://127.0.0.1:{served.port}"
     page.goto(f"{address}/deployments")
@@ -61,18 +84,7 @@ def test_a_run_with_a_changed_parameter_through_the_form(served: Served, page: A
     clusters.wait_for()
     picture(page, "form")
     field(page, "Run Name").fill("seven clusters")
-    small = {
-        "Hidden Size": "16",
-        "Inner Size": "32",
-        "Max Epochs": "2",
-        "Batch Positions": "4096",
-    }
-    for label, value in small.items():
-        for place in (0, 1):  # the backbone's, and the recommender's
-            every = page.locator(f'xpath=//*[text()="{label} (Optional)"]')
-            every.nth(place).locator("xpath=following::input[1]").fill(value)
-    field(page, "Name Or Path (Optional)").fill("random-llama-tiny")
-    field(page, "N Components (Optional)").fill("8")
+    fill_small(page)
     clusters.fill("1")
     clusters.scroll_into_view_if_needed()
     page.get_by_role("button", name="Submit").click()
@@ -101,3 +113,41 @@ def test_a_run_with_a_changed_parameter_through_the_form(served: Served, page: A
     page.goto(f"{address}/artifacts/artifact/{artifacts['metrics']}")
     page.get_by_text("NDCG@10").first.wait_for()
     picture(page, "metrics")
+
+
+@pytest.mark.parametrize(
+    ("name", "toggled", "computed", "alone"),
+    [
+        ("as it is", [], set(), False),
+        ("forced", ["force"], {"clusters"}, False),  # to the same content: what depends on it is cached
+        ("alone", ["with_downstream"], set(), True),
+        ("alone and forced", ["with_downstream", "force"], {"clusters"}, True),
+    ],
+)
+def test_one_stage_is_run_anew_through_the_form(
+    served: Served, page: Any, name: str, toggled: list[str], computed: set[str], alone: bool
+) -> None:
+    page.goto(f"http://127.0.0.1:{served.port}/deployments/deployment/{served.api.deployment('stage')['id']}/run")
+    field(page, "N Clusters (Optional)").wait_for()
+    field(page, "Run Name").fill(name)
+    for switch in toggled:
+        field(page, f"{switch} (Optional)").evaluate("it => it.click()")
+    picture(page, f"stage {name}")
+    fill_small(page)
+    field(page, "N Init (Optional)").fill("1")
+    store = Store.open(served.store)
+    before = read_snapshot(store, "sample")
+    run = submitted(served, page, name)
+    assert run["state"]["name"] == "Completed"
+    assert run["parameters"]["stage"] == "clusters"
+    states = served.api.tasks(run["id"])
+    assert {task for task, state in states.items() if state == "Computed"} == computed
+    assert {task for task, state in states.items() if state == "Cached"} == states.keys() - computed
+    assert (states.keys() == {"ingest", "backbone", "clusters"}) is alone
+    after = read_snapshot(store, "sample")
+    if alone:
+        assert after == before
+    else:
+        assert store.load(after.entries["clusters"]).manifest.settings["n_clusters"] == 12  # the sample's own
+    page.goto(f"http://127.0.0.1:{served.port}/runs/flow-run/{run['id']}")
+    page.get_by_text("Completed").first.wait_for()
