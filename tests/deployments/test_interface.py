@@ -132,7 +132,7 @@ def test_one_stage_is_run_anew_through_the_form(
     field(page, "Run Name").fill(name)
     for switch in toggled:
         field(page, f"{switch} (Optional)").evaluate("it => it.click()")
-    picture(page, f"stage {name}")
+    picture(page, "stage")
     fill_small(page)
     field(page, "N Init (Optional)").fill("1")
     store = Store.open(served.store)
