@@ -18,7 +18,7 @@ def check_bucket(runtime: RuntimeSettings) -> None:
         StoreError: It is not the address of a bucket.
     """
     if runtime.push_to is not None:
-        Bucket.open(runtime.push_to)
+        Bucket.open(runtime.push_to, create=True)
 
 
 def push_if_asked(report: RunReport, store: Store, runtime: RuntimeSettings) -> RunReport:
@@ -33,7 +33,7 @@ def push_if_asked(report: RunReport, store: Store, runtime: RuntimeSettings) -> 
     if runtime.push_to is None:
         return report
     try:
-        bucket = Bucket.open(runtime.push_to)
+        bucket = Bucket.open(runtime.push_to, create=True)
         pushed = push(store, bucket, report.dataset)
         if runtime.push_keep is not None:
             forget(bucket, report.dataset, keep=runtime.push_keep)

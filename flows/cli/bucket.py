@@ -48,7 +48,7 @@ def push(
     if keep is not None and keep < 1:
         raise SettingsError(f"--keep {keep} would keep no snapshot.", remedy="Keep 1 or more.")
     opened = Store.open(store, create=False)
-    target = Bucket.open(bucket)
+    target = Bucket.open(bucket, create=True)
     with StageBars(enabled=not as_json) as bars:
         done = pushing.push(
             opened, target, dataset, check=check, told=lambda n, of, what: bars(f"push {dataset}", n, of, what)

@@ -57,11 +57,12 @@ class Bucket:
         self.address = address
 
     @classmethod
-    def open(cls, address: str) -> "Bucket":
+    def open(cls, address: str, *, create: bool = False) -> "Bucket":
         """A bucket by its address; keys and regions are taken from the environment, as the providers' own tools do.
 
         Args:
             address: Such as ``s3://bucket/prefix`` or ``file:///mnt/share/p2rec``.
+            create: Whether to make the directory of a ``file://`` address; buckets are made by their owners.
 
         Raises:
             ExtraMissing: obstore is not installed.
@@ -84,7 +85,7 @@ class Bucket:
             )
         try:
             if address.startswith("file://"):
-                return cls(from_url(address, mkdir=True), address)
+                return cls(from_url(address, mkdir=create), address)
             return cls(from_url(address, retry_config=_RETRY), address.rstrip("/"))
         except (obstore.exceptions.BaseError, ValueError, OSError) as error:
             raise StoreError(f"The bucket {address} cannot be used: {_first_line(error)}.", remedy=_REMEDY) from error

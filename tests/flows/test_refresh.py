@@ -209,7 +209,7 @@ def test_a_night_without_anything_new_does_nothing(copied: House) -> None:
 def test_a_night_without_anything_new_pushes_what_the_bucket_lacks_and_a_refused_one_nothing(
     copied: House, tmp_path: Path
 ) -> None:
-    bucket = Bucket.open(f"file://{tmp_path}/bucket")
+    bucket = Bucket.open(f"file://{tmp_path}/bucket", create=True)
     asked = f"runtime.push_to={bucket.address}"
     assert f"Snapshot 2 of clicks is the current one of {bucket.address}" in str(refreshed(copied, asked)[0].run.pushed)
     rollback(Store.open(copied.store), "clicks")

@@ -55,7 +55,7 @@ def bucket(request: pytest.FixtureRequest, tmp_path: Path) -> Bucket:
         case "memory":
             return Bucket(MemoryStore(), "memory")
         case "directory":
-            return Bucket.open(f"file://{tmp_path}/bucket")
+            return Bucket.open(f"file://{tmp_path}/bucket", create=True)
         case _:
             return Bucket.open(request.getfixturevalue("s3")())
 
@@ -348,6 +348,12 @@ def test_what_is_no_copy_of_a_store_is_refused(tmp_path: Path, bucket: Bucket) -
 def test_an_address_of_no_bucket_is_refused_with_those_that_are(address: str) -> None:
     with pytest.raises(StoreError, match=r"is not the address of a bucket|cannot be used"):
         Bucket.open(address)
+
+
+def test_a_directory_that_is_not_there_is_not_made_by_who_only_reads(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"file://{tmp_path}/bucket cannot be used"):
+        Bucket.open(f"file://{tmp_path}/bucket")
+    assert not (tmp_path / "bucket").exists()
 
 
 @pytest.mark.parametrize("address", ["s3://key:secret@bucket/x", "az://x/y?sig=secret"])
