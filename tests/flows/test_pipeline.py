@@ -78,7 +78,7 @@ def test_the_answer_without_prefect_equals_the_flows(filled: Path, small_setting
     flow = RunReport.from_json(pipeline(dataset="sample", settings=small_settings, store=filled))
     store = Store.open(filled)
     slots, synthetic = prepared_slots("sample", small_settings, store)
-    answer = cached_report("sample", synthetic, list(plan(slots, store, {})), store, 0.0)
+    answer = cached_report("sample", synthetic, list(plan(slots, store, {})), store, 0.0, small_settings.runtime)
     assert answer is not None
     assert answer.snapshot == flow.snapshot
     assert {n: (r.ref, r.outcome, r.info) for n, r in answer.results.items()} == {
