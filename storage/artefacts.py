@@ -309,13 +309,23 @@ class Store:
         """
         self.place(stage, key)
         canonical_json(settings)
+        with self.stage_artefact(stage, key) as staging:
+            yield ArtefactWriter(
+                self, stage, key, staging=staging, settings=settings, inputs=inputs, fingerprint=fingerprint
+            )
+
+    @contextlib.contextmanager
+    def stage_artefact(self, stage: str, key: str) -> Iterator[Path]:
+        """A new directory for what is to become an artefact; however the block ends, none is left behind.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
         staging = self.staging / _BETWEEN.join((stage, key, secrets.token_hex(8)))
         with os_errors(self.staging):
             make_directory(self.staging, 0o700)
         with staged(staging):
-            yield ArtefactWriter(
-                self, stage, key, staging=staging, settings=settings, inputs=inputs, fingerprint=fingerprint
-            )
+            yield staging
 
     def artefacts(self, *, on_damaged: Callable[[ArtefactDamaged], None] | None = None) -> Iterator[Artefact]:
         """Every artefact, sorted by stage and key.

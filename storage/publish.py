@@ -153,15 +153,10 @@ class ArtefactWriter:
         )
         data = manifest.render()
         final = self._store.place(self._stage, self._key)
-        with os_errors(self._staging, n_bytes=len(data)):
-            write_durably(self._staging / MANIFEST, data)
-            sync_directory(self._staging)
+        seal(self._staging, data)
         artefact = self._already_there(manifest, replace)
         if artefact is None:
-            with os_errors(final):
-                make_directory(final.parent)
-                os.rename(self._staging, final)
-                sync_directory(final.parent)
+            move_in(self._staging, final)
             artefact = Artefact(self._stage, self._key, final, manifest)
         self._published = True
         shutil.rmtree(self._store.workspace_path(self._stage, self._key), ignore_errors=True)
@@ -239,6 +234,21 @@ def staged(staging: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def seal(staging: Path, manifest: bytes) -> None:
+    """Write the manifest beside an artefact's files, which are on the disk already."""
+    with os_errors(staging, n_bytes=len(manifest)):
+        write_durably(staging / MANIFEST, manifest)
+        sync_directory(staging)
+
+
+def move_in(staging: Path, final: Path) -> None:
+    """Move a sealed artefact to its place in the store, in one step."""
+    with os_errors(final):
+        make_directory(final.parent)
+        os.rename(staging, final)
+        sync_directory(final.parent)
 
 
 class _TableFile:

@@ -6,6 +6,8 @@ snapshots/<dataset>/000001.json           after the artefacts that it refers to
 snapshots/<dataset>/current.json          the only object that ever changes
 """
 
+from collections.abc import Callable
+
 from p2rec_core.errors import StoreError
 from storage.manifest import (
     FORMAT_VERSION,
@@ -21,6 +23,33 @@ from storage.remote.bucket import Bucket
 from storage.snapshot_files import POINTER, Snapshot, check_pointed, file_name, parse_numbered, pointed_number
 
 MARKER = "store.json"
+
+Told = Callable[[int, int, str], None]
+"""Told after every artefact: how many are done, of how many, and which."""
+
+
+def each_artefact(
+    snapshot: Snapshot, move: Callable[[ArtefactRef], int | None], told: Told | None
+) -> tuple[int, int, int]:
+    """Move every artefact of a snapshot once, however many slots have it.
+
+    Args:
+        snapshot: The snapshot.
+        move: Moves one; gives its bytes, or None where it was there.
+        told: Told of the progress.
+
+    Returns:
+        How many were moved, how many were there, and the bytes that were moved.
+    """
+    artefacts = {(ref.stage, ref.key): ref for ref in snapshot.entries.values()}
+    moved: list[int] = []
+    for done, ref in enumerate(artefacts.values(), 1):
+        n_bytes = move(ref)
+        if n_bytes is not None:
+            moved.append(n_bytes)
+        if told is not None:
+            told(done, len(artefacts), f"{ref.stage}/{ref.key[:12]}")
+    return len(moved), len(artefacts) - len(moved), sum(moved)
 
 
 def artefact_prefix(stage: str, key: str) -> str:

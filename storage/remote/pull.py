@@ -6,18 +6,15 @@ is finished by the next.
 """
 
 import contextlib
-import os
-import secrets
 from dataclasses import dataclass
 
 from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage.artefacts import Artefact, Store
-from storage.disk import make_directory, os_errors, sync_directory, write_durably
-from storage.manifest import MANIFEST, ArtefactRef
-from storage.publish import staged
+from storage.disk import os_errors
+from storage.manifest import ArtefactRef
+from storage.publish import move_in, seal
 from storage.remote.bucket import Bucket
-from storage.remote.layout import artefact_prefix, check_marker, read_current, read_manifest
-from storage.remote.push import Told
+from storage.remote.layout import Told, artefact_prefix, check_marker, each_artefact, read_current, read_manifest
 from storage.snapshots import Snapshot, adopt_snapshot, mark_used, refuse_another
 
 
@@ -55,15 +52,9 @@ def pull(store: Store, bucket: Bucket, dataset: str, *, told: Told | None = None
     check_marker(bucket, create=False)
     snapshot = read_current(bucket, dataset)
     refuse_another(store, snapshot)
-    fetched = []
-    artefacts = {(ref.stage, ref.key): ref for ref in snapshot.entries.values()}
-    for done, ref in enumerate(artefacts.values(), 1):
-        fetched.append(_fetch(store, bucket, ref))
-        if told is not None:
-            told(done, len(artefacts), f"{ref.stage}/{ref.key[:12]}")
+    fetched = each_artefact(snapshot, lambda ref: _fetch(store, bucket, ref), told)
     adopt_snapshot(store, snapshot)
-    n_fetched = sum(n_bytes is not None for n_bytes in fetched)
-    return Pulled(snapshot, n_fetched, len(fetched) - n_fetched, sum(n_bytes or 0 for n_bytes in fetched))
+    return Pulled(snapshot, *fetched)
 
 
 def _fetch(store: Store, bucket: Bucket, ref: ArtefactRef) -> int | None:
@@ -79,15 +70,10 @@ def _fetch(store: Store, bucket: Bucket, ref: ArtefactRef) -> int | None:
             )
         data, manifest = found
         final = store.place(ref.stage, ref.key)
-        staging = store.staging / "~".join((ref.stage, ref.key, secrets.token_hex(8)))
-        with staged(staging):
+        with store.stage_artefact(ref.stage, ref.key) as staging:
             _download(bucket, artefact_prefix(ref.stage, ref.key), Artefact(ref.stage, ref.key, staging, manifest))
-            with os_errors(final, n_bytes=len(data)):
-                write_durably(staging / MANIFEST, data)
-                sync_directory(staging)
-                make_directory(final.parent)
-                os.rename(staging, final)
-                sync_directory(final.parent)
+            seal(staging, data)
+            move_in(staging, final)
         return sum(entry.bytes for entry in manifest.files.values()) + len(data)
 
 

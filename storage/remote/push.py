@@ -6,7 +6,6 @@ by the next.
 """
 
 import datetime
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from p2rec_core.errors import ArtefactDamaged, StoreError
@@ -14,19 +13,19 @@ from storage.artefacts import Artefact, Store
 from storage.manifest import MANIFEST, ArtefactRef, Manifest
 from storage.remote.bucket import Bucket
 from storage.remote.layout import (
+    Told,
     artefact_prefix,
     check_marker,
+    each_artefact,
     pointer_name,
     read_current,
     read_manifest,
     read_numbered,
     snapshot_name,
 )
-from storage.snapshot_files import POINTER, Snapshot, render_pointer, render_snapshot
+from storage.snapshot_files import POINTER, Snapshot, pointed_number, render_pointer, render_snapshot
 from storage.snapshots import read_snapshot
 
-Told = Callable[[int, int, str], None]
-"""Told after every artefact: how many are done, of how many, and which."""
 GRACE = datetime.timedelta(days=1)
 """Artefacts in a bucket that are younger are not removed: a push may be about to refer to them."""
 
@@ -40,7 +39,7 @@ class Pushed:
         n_sent: Artefacts that were sent.
         n_there: Artefacts that were there.
         n_bytes: Bytes that were sent.
-        before: Number of the bucket's current snapshot before; None if there was none.
+        before: Number of the bucket's current snapshot before; None if there was none, or a damaged pointer.
     """
 
     snapshot: Snapshot
@@ -76,13 +75,7 @@ def push(store: Store, bucket: Bucket, dataset: str, *, check: bool = False, tol
     snapshot = read_snapshot(store, dataset)
     check_marker(bucket, create=True)
     pointer = bucket.read_marked(pointer_name(dataset))
-    before = None if pointer is None else _number(bucket, dataset)
-    sent = []
-    artefacts = {(ref.stage, ref.key): ref for ref in snapshot.entries.values()}
-    for done, ref in enumerate(artefacts.values(), 1):
-        sent.append(_send(bucket, store.load(ref), check=check))
-        if told is not None:
-            told(done, len(artefacts), f"{ref.stage}/{ref.key[:12]}")
+    sent = each_artefact(snapshot, lambda ref: _send(bucket, store.load(ref), check=check), told)
     _send_snapshot(bucket, snapshot)
     content, name = render_pointer(snapshot), pointer_name(dataset)
     if pointer is None:
@@ -94,22 +87,20 @@ def push(store: Store, bucket: Bucket, dataset: str, *, check: bool = False, tol
             f"Somebody else changed the current snapshot of '{dataset}' in {bucket.address} meanwhile.",
             remedy="Look which one it is, and push again if this one is to be the current one.",
         )
-    n_sent = sum(n_bytes is not None for n_bytes in sent)
-    return Pushed(snapshot, n_sent, len(sent) - n_sent, sum(n_bytes or 0 for n_bytes in sent), before)
+    return Pushed(snapshot, *sent, None if pointer is None else _number(pointer[0]))
 
 
-def _number(bucket: Bucket, dataset: str) -> int | None:
-    """Number of the bucket's current snapshot; None where it is damaged, which a push mends."""
+def _number(pointer: bytes) -> int | None:
+    """The number that a pointer's content means; None where it is damaged, which a push mends."""
     try:
-        return read_current(bucket, dataset).number
-    except StoreError:
+        return pointed_number(pointer)
+    except ValueError:
         return None
 
 
 def _send(bucket: Bucket, artefact: Artefact, *, check: bool) -> int | None:
     """Write an artefact that is not there, the manifest last; bytes sent, None if it was there."""
-    there = _found(bucket, artefact.ref(), check=check)
-    if there:
+    if _found(bucket, artefact.ref(), check=check):
         return None
     prefix = artefact_prefix(artefact.stage, artefact.key)
     for name, entry in artefact.files.items():
