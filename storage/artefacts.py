@@ -12,6 +12,7 @@ An artefact without a manifest does not exist; one with a manifest never changes
 """
 
 import contextlib
+import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -268,14 +269,32 @@ class Store:
         finally:
             lock.release()
 
+    def is_locked(self, stage: str, key: str) -> bool:
+        """Whether a process holds the lock of a key just now. Nothing is made or written.
+
+        Raises:
+            StoreError: A name is not allowed, the lock is a symbolic link or cannot be read.
+        """
+        path = self._lock_path(stage, key)
+        with os_errors(path), contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def _file_lock(self, stage: str, key: str) -> filelock.BaseFileLock:
+        path = self._lock_path(stage, key)
+        with os_errors(path):
+            make_directory(path.parent, 0o700)
+        return filelock.FileLock(path, mode=0o600, poll_interval=_POLL_S, fallback_to_soft=False)
+
+    def _lock_path(self, stage: str, key: str) -> Path:
         name = f"{checked_name('a stage', stage)}{_BETWEEN}{checked_name('a key', key)}{_LOCK}"
         path = self.root / "locks" / name
         if path.is_symlink():
             raise StoreError(f"The lock {path} is a symbolic link.", remedy="Remove that symbolic link.")
-        with os_errors(path):
-            make_directory(path.parent, 0o700)
-        return filelock.FileLock(path, mode=0o600, poll_interval=_POLL_S, fallback_to_soft=False)
+        return path
 
     def workspace(self, stage: str, key: str) -> Path:
         """The directory for checkpoints of what is being computed; publishing the key removes it.

@@ -1,8 +1,9 @@
 """Garbage collection: what nothing refers to any more goes, once it is older than a grace period.
 
-References are the entries of all retained snapshots, what the caller adds, and, since a rerun and the lineage need
-them, the inputs of every artefact that is referred to. Age decides only about what is not referred to, so a clock that
-is far off cannot cost an artefact that is.
+References are the entries of all retained snapshots with what these were computed from, since a rerun and the lineage
+need it, and what the caller adds with everything above it. A refresh computes a snapshot from the one before: going
+further up from a snapshot would keep every night since the last ordinary run (docs/adr/0011). Age decides only about
+what is not referred to, so a clock that is far off cannot cost an artefact that is.
 
 Nothing is deleted in place. Under ``references_lock`` and the lock of its key, a directory is renamed into ``staging``,
 where nobody looks, and deleted afterwards; killed in between, the next collection deletes it.
@@ -40,7 +41,8 @@ DEFAULT_GRACE = timedelta(days=7)
 """How old garbage becomes before it is removed, if nobody says otherwise."""
 
 References = Callable[[], Mapping[str, Iterable[ArtefactRef]]]
-"""Gives further references to artefacts, by what refers to them, such as ``experiment table2``."""
+"""Gives further references to artefacts, by what refers to them, such as ``experiment table2``. Whatever these were
+computed from, and that in turn, is referred to as well."""
 
 FOREIGN = "it was not made by P2Rec"
 """Why something was kept that a store cannot have put there."""
@@ -141,7 +143,7 @@ def collect(
         keep_last: Forget snapshots of each dataset but the last so many, the current one and the pinned ones.
             None keeps all.
         references: Gives further references to artefacts. It is called while no snapshot can change.
-        dry_run: Change nothing, and tell what would be removed; locks are then not looked at.
+        dry_run: Change nothing, and tell what would be removed.
 
     Raises:
         StoreError: ``grace`` or ``keep_last`` is out of range, what a snapshot refers to cannot be told because it is
@@ -229,12 +231,12 @@ class _Collection:
         if owner is None or owner in _STANDING or _age_s(path) < grace_s or path.is_symlink() or not path.is_file():
             return
         item = self._item(Kind.LOCK, path, "nobody holds it")
-        if not self.dry_run:
-            try:
-                with self.store.lock(*owner, on_wait=_refuse_to_wait), os_errors(path):
+        try:
+            with self._held_off(owner), os_errors(path):
+                if not self.dry_run:
                     path.unlink()
-            except _Held:
-                return
+        except _Held:
+            return
         self.removed.append(item)
 
     def judge_snapshots(self, keep_last: int | None) -> tuple[list[Snapshot], list[Path]]:
@@ -313,15 +315,15 @@ class _Collection:
         if _age_s(path) < grace_s:
             self.kept.append(self._item(kind, path, _YOUNG))
             return
-        if self.dry_run:
-            self.removed.append(self._item(kind, path, reason))
-            return
         try:
-            with contextlib.nullcontext() if owner is None else self.store.lock(*owner, on_wait=_refuse_to_wait):
+            with self._held_off(owner):
                 if _age_s(path) < grace_s:  # between the first look and the lock it was made anew
                     self.kept.append(self._item(kind, path, _YOUNG))
                     return
                 item = self._item(kind, path, reason)
+                if self.dry_run:
+                    self.removed.append(item)
+                    return
                 target = self.store.staging / f"{_REMOVED}{secrets.token_hex(8)}"
                 with os_errors(path):
                     try:
@@ -335,6 +337,19 @@ class _Collection:
         self._taken.append(target)
         self._renamed_in |= {path.parent, target.parent}
 
+    @contextlib.contextmanager
+    def _held_off(self, owner: tuple[str, str] | None) -> Iterator[None]:
+        """Hold the lock of a key if there is one; a dry run only looks at it. _Held where a process holds it."""
+        if owner is None:
+            yield
+        elif self.dry_run:
+            if self.store.is_locked(*owner):
+                raise _Held
+            yield
+        else:
+            with self.store.lock(*owner, on_wait=_refuse_to_wait):
+                yield
+
     def _item(self, kind: Kind, path: Path, reason: str) -> Item:
         return Item(kind, str(path.relative_to(self.store.root)), _n_bytes(path), reason)
 
@@ -343,29 +358,37 @@ def _referenced(
     store: Store, retained: Iterable[Snapshot], further: Mapping[str, Iterable[ArtefactRef]]
 ) -> dict[tuple[str, str], str]:
     """What refers to an artefact, by its stage and key; one of several referrers is named."""
-    referenced: dict[tuple[str, str], str] = {}
+    in_snapshots: dict[tuple[str, str], str] = {}
     for snapshot in reversed(list(retained)):
         for ref in snapshot.entries.values():
-            referenced.setdefault((ref.stage, ref.key), f"snapshot {snapshot.number} of {snapshot.dataset}")
-    for referrer, refs in further.items():
-        for ref in refs:
-            referenced.setdefault((ref.stage, ref.key), referrer)
-    queue = list(referenced)
+            in_snapshots.setdefault((ref.stage, ref.key), f"snapshot {snapshot.number} of {snapshot.dataset}")
+    others = {(ref.stage, ref.key): referrer for referrer, refs in further.items() for ref in refs}
+    queue = list(others)
     while queue:
-        stage, key = queue.pop()
+        above = _computed_from(store, [queue.pop()], others)
+        queue += above
+        others |= above
+    return others | _computed_from(store, in_snapshots, in_snapshots) | in_snapshots
+
+
+def _computed_from(
+    store: Store, artefacts: Iterable[tuple[str, str]], known: Mapping[tuple[str, str], str]
+) -> dict[tuple[str, str], str]:
+    """What artefacts were computed from, without what is known already, and what each of it was used for."""
+    found: dict[tuple[str, str], str] = {}
+    for stage, key in artefacts:
         try:
             artefact = store.find(stage, key)
         except ArtefactDamaged as error:
             raise ArtefactDamaged(
-                f"What {stage}/{key} was computed from cannot be told, and {referenced[stage, key]} refers to it: "
+                f"What {stage}/{key} was computed from cannot be told, and {known[stage, key]} refers to it: "
                 f"{error.problem}",
                 remedy=f"{error.remedy} Until then nothing is removed.",
             ) from error
         for used in artefact.manifest.inputs.values() if artefact is not None else ():
-            if (used.stage, used.key) not in referenced:
-                referenced[used.stage, used.key] = f"{stage}/{key}, which was computed from it"
-                queue.append((used.stage, used.key))
-    return referenced
+            if (used.stage, used.key) not in known:
+                found[used.stage, used.key] = f"{stage}/{key}, which was computed from it"
+    return found
 
 
 def _read_retained(store: Store, dataset: str, number: int) -> Snapshot:

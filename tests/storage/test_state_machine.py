@@ -160,15 +160,25 @@ class Machine(RuleBasedStateMachine):
             if snapshot.number not in self.values:
                 assert snapshot.info == {"value": value}
                 self.values[snapshot.number] = value
-        artefact = self.store.find("train", f"v{value}") if value not in self.damaged else None
-        if artefact is not None:
-            self.store.verify(artefact)
+        if value not in self.damaged:
+            self._whole(value)
+        else:  # it may have been made anew before the kill
+            with contextlib.suppress(StoreError):
+                if self._whole(value):
+                    self.damaged.remove(value)
         with contextlib.suppress(StoreError):
             now = read_snapshot(self.store, "tiny")
             assert now.number == self.current or self.values[now.number] == value
             # the first snapshot of all may be there without its pointer, and the reader is told so
             assert not now.notes or self.current is None
             self.current = mend_pointer(self.store, "tiny").number
+
+    def _whole(self, value: int) -> bool:
+        """Whether its artefact is there; StoreError where it is not whole."""
+        artefact = self.store.find("train", f"v{value}")
+        if artefact is not None:
+            self.store.verify(artefact)
+        return artefact is not None
 
     @precondition(lambda self: self.values)
     @rule(choice=st.integers(0, 99))
