@@ -5,11 +5,12 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from p2rec_core.errors import P2RecError
-from p2rec_core.settings.pipeline import validated
+from p2rec_core.settings.pipeline import RuntimeSettings, validated
 from storage.artefacts import ArtefactRef, Store
 from storage.doctor import examine
 from storage.sample import generate_sample
@@ -20,30 +21,45 @@ from tests.faults.rows import Fate, Row, Timed
 from tests.tasks.pipeline_driver import QUICK, run_slots
 
 PART = "g memory"
-LONGEST_S = 300
+LONGEST_S = 1800
 DONE, STOPPED, UNCLEAR = 0, 10, 11
+ONE_EPOCH = {"training": {"max_epochs": 1}}
+REAL: dict[str, Any] = {
+    "ingest": QUICK["ingest"],
+    "backbone": ONE_EPOCH,
+    "recommender": ONE_EPOCH,
+    "language_model": {"name_or_path": "random-llama-small"},
+    "finetune": {"epochs": 1},
+    "runtime": QUICK["runtime"],
+}
+"""The settings that people have, for as short as it can be: width 64, a softmax over the catalogue, K = 50 and 500."""
 
 
 def memory_rows(directory: Path, *, quick: bool) -> list[Row]:
-    """Every stage of a pipeline on 3,000 users; the quick form has only the import of 300."""
+    """Every stage of a pipeline on a catalogue as large as Beauty's; the quick form imports 300 users."""
     torch.set_num_threads(1)
     source = directory / "rows.txt"
-    source.write_text(generate_sample(n_users=300 if quick else 3000, n_items=200, n_categories=8).text())
-    settings = validated(QUICK)
+    sample = (
+        generate_sample(n_users=300, n_items=200, n_categories=8)
+        if quick
+        else generate_sample(n_users=6000, n_items=12_000, n_categories=40)
+    )
+    source.write_text(sample.text())
+    settings = validated(QUICK if quick else REAL)
     store = Store.open(directory / "store")
     slots = list(pipeline_slots(settings, source))[: 1 if quick else None]
     results = run_slots(slots, store, settings.runtime)
     refs = {name: result.ref for name, result in results.items()}
-    return [_limited(slot, refs, store.root, directory / "copy") for slot in slots]
+    return [_limited(slot, refs, store.root, directory / "copy", settings.runtime) for slot in slots]
 
 
-def _limited(slot: Slot, refs: dict[str, ArtefactRef], template: Path, place: Path) -> Row:
+def _limited(slot: Slot, refs: dict[str, ArtefactRef], template: Path, place: Path, runtime: RuntimeSettings) -> Row:
     call = slot.call(refs)
     ref = refs[slot.name]
 
     def compute(limit: int | None) -> tuple[int, int, Store]:
         store = copy_without(template, place, ref)
-        status, asked = _in_child(lambda: run_stage(call, store, runtime=validated(QUICK).runtime), limit)
+        status, asked = _in_child(lambda: run_stage(call, store, runtime=runtime), limit)
         return status, asked, store
 
     with Timed(Row(PART, f"{slot.name} with 1/2 and 1/4 of its address space")) as row:
@@ -66,7 +82,7 @@ def _limited(slot: Slot, refs: dict[str, ArtefactRef], template: Path, place: Pa
                 problem = f"with 1/{share} it ended with status {status}: no clear error"
             row.add(Fate.HARMLESS if status == DONE else Fate.DETECTED, problem)
             row.facts["died"] = row.facts.get("died", 0) + (status < 0)
-            again = run_stage(call, store, runtime=validated(QUICK).runtime)
+            again = run_stage(call, store, runtime=runtime)
             if again.ref != ref:
                 row.problems.append(f"after 1/{share} a rerun ends with other content")
     return row
