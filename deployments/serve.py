@@ -40,6 +40,7 @@ _DESCRIPTIONS: dict[Scheduled, str] = {
     "refresh": "Bring a dataset's current snapshot up to date; a quality gate decides whether it is replaced.",
     "experiment": "Every cell of a matrix of datasets, backbones, arms and seeds that is not in the store.",
     "report": "The report of an experiment that was run: one page, figures and tables.",
+    "gc": "Remove what no snapshot and no experiment needs, and older snapshots.",
 }
 _FILLED_IN: dict[Scheduled, dict[str, Any]] = {
     "pipeline": {"dataset": "sample"},
@@ -130,6 +131,7 @@ def deployments(schedules: Iterable[Schedule] = ()) -> list[Any]:
     from flows.pipeline import pipeline, rerun_stage
     from flows.refresh import refresh
     from flows.reporting import report
+    from flows.tidying import gc
 
     flows: Mapping[Scheduled, Any] = {
         "pipeline": pipeline,
@@ -137,6 +139,7 @@ def deployments(schedules: Iterable[Schedule] = ()) -> list[Any]:
         "refresh": refresh,
         "experiment": experiment,
         "report": report,
+        "gc": gc,
     }
     store = os.environ.get(STORE_VARIABLE)
     common = {} if store is None else {"store": store}

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.base import Settings
 
-Scheduled = Literal["pipeline", "stage", "refresh", "experiment", "report"]
+Scheduled = Literal["pipeline", "stage", "refresh", "experiment", "report", "gc"]
 
 
 class Schedule(Settings):

@@ -57,7 +57,7 @@ def test_every_deployment_has_its_form_and_only_variables_that_its_pool_knows(
         if deployment["work_pool_name"] is not None:
             found.setdefault(deployment["work_pool_name"], []).append(deployment)
     assert {pool: len(deployments) for pool, deployments in found.items()} == {
-        "p2rec-process": 5,
+        "p2rec-process": 6,
         "p2rec-docker": 2,
         "p2rec-kubernetes": 2,
     }

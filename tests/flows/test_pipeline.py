@@ -1,5 +1,6 @@
 """The flows on a real Prefect server: what runs, what is reused, and what a person sees."""
 
+import json
 import re
 import shutil
 import time
@@ -16,6 +17,7 @@ from flows.pipeline import pipeline, rerun_stage
 from flows.prepare import cached_report, prepared_slots
 from flows.report import RunReport
 from flows.schedules import Schedule, read_schedules
+from flows.tidying import gc
 from flows.turns import SKIPPED, WhenBusy
 from p2rec_core.errors import DataError, SettingsError
 from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
@@ -184,7 +186,7 @@ def test_deployments_have_typed_forms_and_the_schedules_that_were_set(prefect_se
         deployment="pipeline", cron="0 3 * * *", timezone="Europe/Berlin", parameters={"dataset": "yelp"}
     )
     made = {deployment.name: deployment for deployment in deployments([nightly])}
-    assert made.keys() == {"pipeline", "stage", "refresh", "experiment", "report"}
+    assert made.keys() == {"pipeline", "stage", "refresh", "experiment", "report", "gc"}
     [schedule] = made["pipeline"].schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * *", "Europe/Berlin")
     assert schedule.parameters == {"dataset": "yelp"}
@@ -248,6 +250,27 @@ def test_changes_are_put_onto_the_settings_of_the_dataset(small_settings: Pipeli
     )
     with pytest.raises(SettingsError, match="n_heads = 7 does not divide hidden_size = 48"):
         settled("sample", {"recommender": {"encoder": {"n_heads": 7}}})
+
+
+def test_garbage_is_collected_by_a_flow_and_told_as_an_artifact(filled: Path) -> None:
+    opened = Store.open(filled)
+    (opened.workspace("backbone", "0" * 32) / "checkpoint").write_bytes(b"1234")
+    kept = files_of(filled)
+    assert gc(store=filled) == {"dry_run": False, "n_removed": 0, "n_bytes_freed": 0}  # it is young
+    assert gc(store=filled, grace_days=0, dry_run=True) == {"dry_run": True, "n_removed": 1, "n_bytes_freed": 4}
+    assert gc(store=filled, grace_days=0, keep_last=1) == {"dry_run": False, "n_removed": 1, "n_bytes_freed": 4}
+    assert files_of(filled) == kept
+    artifact = Artifact.get("garbage")
+    assert artifact is not None
+    assert json.loads(str(artifact.data)) == [
+        {"what": "work", "name": f"work/backbone/{'0' * 32}", "why": "its computation did not go on", "MiB": 0.0}
+    ]
+    assert str(artifact.description).startswith("1 removed, 0.0 MiB; ")
+
+
+def test_a_schedule_of_the_collection_keeps_a_snapshot_at_least() -> None:
+    with pytest.raises(SettingsError, match="keep_last"):
+        deployments([Schedule(deployment="gc", interval_s=60, parameters={"keep_last": 0})])
 
 
 def test_a_run_is_skipped_while_another_works_on_its_dataset(filled: Path, small_settings: PipelineSettings) -> None:
