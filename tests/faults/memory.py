@@ -48,8 +48,10 @@ def memory_rows(directory: Path, *, quick: bool) -> list[Row]:
     settings = validated(QUICK if quick else REAL)
     store = Store.open(directory / "store")
     slots = list(pipeline_slots(settings, source))[: 1 if quick else None]
-    results = run_slots(slots, store, settings.runtime)
-    refs = {name: result.ref for name, result in results.items()}
+    # nothing is computed in this process: what it had freed, its children would not have to ask for
+    status, _ = _in_child(lambda: run_slots(slots, store, settings.runtime), None)
+    assert status == DONE
+    refs = {name: result.ref for name, result in run_slots(slots, store, settings.runtime).items()}
     return [_limited(slot, refs, store.root, directory / "copy", settings.runtime) for slot in slots]
 
 
@@ -57,18 +59,17 @@ def _limited(slot: Slot, refs: dict[str, ArtefactRef], template: Path, place: Pa
     call = slot.call(refs)
     ref = refs[slot.name]
 
-    def compute(limit: int | None) -> tuple[int, int, Store]:
-        store = copy_without(template, place, ref)
-        status, asked = _in_child(lambda: run_stage(call, store, runtime=runtime), limit)
-        return status, asked, store
+    def compute(store: Store, limit: int | None) -> tuple[int, int]:
+        return _in_child(lambda: run_stage(call, store, runtime=runtime), limit)
 
     with Timed(Row(PART, f"{slot.name} with 1/2 and 1/4 of its address space")) as row:
-        status, wanted, _ = compute(None)
+        status, wanted = compute(copy_without(template, place, ref), None)
         if status != DONE:
             row.problems.append(f"without a limit it ended with status {status}")
         row.facts["MB asked for"] = wanted / 1e6
         for share in (2, 4):
-            status, _, store = compute(max(wanted // share, 1 << 20))
+            store = copy_without(template, place, ref)
+            status, _ = compute(store, max(wanted // share, 1 << 20))
             artefact = store.find(ref.stage, ref.key)
             problem = ""
             if artefact is not None:
@@ -82,8 +83,9 @@ def _limited(slot: Slot, refs: dict[str, ArtefactRef], template: Path, place: Pa
                 problem = f"with 1/{share} it ended with status {status}: no clear error"
             row.add(Fate.HARMLESS if status == DONE else Fate.DETECTED, problem)
             row.facts["died"] = row.facts.get("died", 0) + (status < 0)
-            again = run_stage(call, store, runtime=runtime)
-            if again.ref != ref:
+            status, _ = compute(store, None)
+            artefact = store.find(ref.stage, ref.key)
+            if status != DONE or artefact is None or artefact.ref() != ref:
                 row.problems.append(f"after 1/{share} a rerun ends with other content")
     return row
 
