@@ -25,8 +25,14 @@ from tasks.fingerprint import code_fingerprint
 from tasks.machine import machine_facts
 
 _MEMORY_ERRORS = ("OutOfMemoryException", "OutOfMemoryError")
-_MEMORY_TEXTS = ("can't allocate memory", "Cannot allocate memory", "can't start new thread", "bad_alloc")
-"""Names and texts of errors of DuckDB and torch, which are not imported for it."""
+_MEMORY_TEXTS = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "bad_alloc",
+    "failed to map segment",
+)
+"""Names and texts of errors of DuckDB, torch and the loader of libraries, which are not imported for it."""
 
 VERIFIED = "the key matches and every byte is verified"
 """Why a cached artefact was taken."""

@@ -122,6 +122,7 @@ class OutOfMemoryException(Exception):
         MemoryError("Unable to allocate 8 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
         OutOfMemoryException("failed to allocate data of size 8.0 MiB"),
+        ImportError("_ufuncs_cxx.so: failed to map segment from shared object"),
     ],
     ids=lambda error: str(error)[:20] or "no text",
 )
