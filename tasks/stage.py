@@ -33,6 +33,9 @@ _MEMORY_TEXTS = (
     "failed to map segment",
 )
 """Names and texts of errors of DuckDB, torch and the loader of libraries, which are not imported for it."""
+_PERHAPS_MEMORY = "could not create a primitive"
+"""What oneDNN says for lack of memory, among other things."""
+_SCARCE_BYTES = 1 << 30
 
 VERIFIED = "the key matches and every byte is verified"
 """Why a cached artefact was taken."""
@@ -253,13 +256,23 @@ def _memory_errors(stage: str) -> Iterator[None]:
         raise
     except Exception as error:
         name, text = type(error).__name__, str(error)
-        if not (isinstance(error, MemoryError) or name in _MEMORY_ERRORS or any(t in text for t in _MEMORY_TEXTS)):
+        certain = isinstance(error, MemoryError) or name in _MEMORY_ERRORS or any(t in text for t in _MEMORY_TEXTS)
+        if not certain and not (_PERHAPS_MEMORY in text and _memory_is_scarce()):
             raise
         raise ResourceError(
             f"The stage {stage} ran out of memory: {text.splitlines()[0] if text else name:.200}.",
             remedy="Free memory, or make its batches smaller (`p2rec settings` lists them); nothing was published, and "
             "the same command goes on from the last checkpoint.",
         ) from error
+
+
+def _memory_is_scarce() -> bool:
+    import torch
+
+    from p2rec_core.memory import free_bytes
+
+    free = free_bytes(torch.device("cpu"))
+    return free is not None and free < _SCARCE_BYTES
 
 
 def _compute(

@@ -112,7 +112,7 @@ def _limited(slot: Slot, refs: dict[str, ArtefactRef], template: Path, place: Pa
             if (status == DONE) != (artefact is not None) or status == UNCLEAR:
                 problem = f"with 1/{share} it ended with status {status}: no clear error"
             row.add(Fate.HARMLESS if status == DONE else Fate.DETECTED, problem)
-            row.facts["died"] = row.facts.get("died", 0) + (status < 0)
+            row.facts["died"] = row.facts.get("died", 0) + (status not in (DONE, STOPPED, UNCLEAR))
             status, _ = compute(store, None)
             artefact = store.find(ref.stage, ref.key)
             if status != DONE or artefact is None or artefact.ref() != ref:

@@ -142,6 +142,20 @@ def test_too_little_memory_is_one_error_and_nothing_is_published(quick, tmp_path
     assert not list(store.staging.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("free", "expected"), [(10 << 20, ResourceError), (8 << 30, RuntimeError), (None, RuntimeError)]
+)
+def test_what_may_be_lack_of_memory_is_it_where_memory_is_scarce(quick, tmp_path, monkeypatch, free, expected):
+    monkeypatch.setattr("p2rec_core.memory.free_bytes", lambda device: free)
+
+    def compute(context):
+        raise RuntimeError("could not create a primitive")
+
+    call = StageCall("ingest", "tasks.ingest", {"n": 1}, {}, compute)
+    with pytest.raises(expected, match="could not create a primitive"):
+        run_stage(call, Store.open(tmp_path / "store"), runtime=quick().runtime)
+
+
 def test_another_error_of_a_library_stays_what_it_is(quick, tmp_path):
     def compute(context):
         raise RuntimeError("size mismatch")
