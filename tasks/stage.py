@@ -31,8 +31,9 @@ _MEMORY_TEXTS = (
     "can't start new thread",
     "bad_alloc",
     "failed to map segment",
+    "ThreadPoolBuildError",
 )
-"""Names and texts of errors of DuckDB, torch and the loader of libraries, which are not imported for it."""
+"""Names and texts of errors of DuckDB, torch, tokenizers and the loader of libraries, which are not imported for it."""
 _PERHAPS_MEMORY = "could not create a primitive"
 """What oneDNN says for lack of memory, among other things."""
 _SCARCE_BYTES = 1 << 30
@@ -254,7 +255,7 @@ def _memory_errors(stage: str) -> Iterator[None]:
         yield
     except P2RecError:
         raise
-    except Exception as error:
+    except BaseException as error:  # a panic of tokenizers is no Exception
         name, text = type(error).__name__, str(error)
         certain = isinstance(error, MemoryError) or name in _MEMORY_ERRORS or any(t in text for t in _MEMORY_TEXTS)
         if not certain and not (_PERHAPS_MEMORY in text and _memory_is_scarce()):

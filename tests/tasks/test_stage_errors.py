@@ -111,6 +111,10 @@ def test_a_file_that_is_not_the_one_that_the_key_was_made_of_any_more(copied, qu
     assert not list(copied.store.staging.iterdir())
 
 
+class PanicException(BaseException):
+    """Has the name and the base of what tokenizers raises."""
+
+
 class OutOfMemoryException(Exception):
     """Has the name of what DuckDB raises."""
 
@@ -122,6 +126,7 @@ class OutOfMemoryException(Exception):
         MemoryError("Unable to allocate 8 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
         OutOfMemoryException("failed to allocate data of size 8.0 MiB"),
+        PanicException("The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(...) }"),
         ImportError("_ufuncs_cxx.so: failed to map segment from shared object"),
     ],
     ids=lambda error: str(error)[:20] or "no text",
