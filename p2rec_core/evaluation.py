@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.progress import Progress, silent
 from p2rec_core.ranking import Scorer, counted_blocks, ranks_of_users
-from p2rec_core.repeats import RepeatBias, RepeatObservations
+from p2rec_core.repeat_fit import RepeatFit, highest_unseen
+from p2rec_core.repeats import RepeatBias
 from p2rec_core.sequences import RaggedSequences
 
 MakeScorer = Callable[[RaggedSequences], Scorer]
@@ -58,10 +59,10 @@ def held_out_ranks(
         return lambda done, _, message: progress(before + done, sum(n_scorings), f"{split}: {message}")
 
     scorer = make_scorer(training)
-    observed = RepeatObservations()
+    observed = RepeatFit()
     blocks = []
     for rows, scores, counts in counted_blocks(scorer, validation, progress=told(0, "validation")):
-        observed.add(scores, validation[rows], training, rows)
+        observed.add(counts, highest_unseen(scores, counts))
         blocks.append((rows, replace(counts, count=_forgotten)))
     bias = observed.fit()
     of_all = {policy: np.zeros(len(validation), np.int32) for policy in SEEN_POLICIES}

@@ -14,7 +14,8 @@ from p2rec_core.evaluation import HeldOutRanks
 from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.progress import Progress, silent
 from p2rec_core.ranking import TargetCounts
-from p2rec_core.repeats import TEMPERATURES, OwnItems, RepeatObservations
+from p2rec_core.repeat_fit import K, RepeatFit
+from p2rec_core.repeats import OwnItems
 from p2rec_core.sequences import RaggedSequences
 
 NO_LEARNING = ("popularity", "recency copy", "id + 1")
@@ -32,7 +33,7 @@ class SharedScores:
         item: int64 (M,) its item, 1 … N; no item twice for a user.
         score: float32 (M,) its score.
         is_own: bool (M,) whether it is an item that the user had. All of these are among the exceptions, in the
-            order of ``OwnItems``.
+            order of ``OwnItems``; of others a user has one at most.
         n_users: B.
     """
 
@@ -63,14 +64,14 @@ class SharedScores:
                 counts[number] += sign * np.bincount(self.row[met], minlength=self.n_users)[places]
         return counts
 
-    def unseen_masses(self) -> NDArray[np.float64]:
-        """Logarithm of the sum of exp(score / temperature) over the items that a user never had.
+    def highest_unseen(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The highest scores of items that a user never had.
 
-        The sum over all items from the first place on that is no exception, less the exceptions below it: what stays is
-        never less than the largest term, so that nothing cancels.
+        Args:
+            rows: int64 (R,) users.
 
         Returns:
-            float64 (temperatures, B); -inf where there is no such item.
+            float64 (R, K), falling; -inf where there are no more such items.
         """
         order = np.argsort(-self.shared, kind="stable")
         place = np.empty(len(order), np.int64)
@@ -80,22 +81,15 @@ class SharedScores:
         row, at = self.row[ranked], at[ranked]
         n_exceptions = np.bincount(row, minlength=self.n_users)
         within = np.arange(len(row)) - np.repeat(np.cumsum(n_exceptions) - n_exceptions, n_exceptions)
-        # exceptions that fill the first places without a gap
-        first = np.bincount(row[at == within], minlength=self.n_users)
-        left = first < len(order)
+        # the item in place j among those that are no exception stands behind every exception with at most j before it
+        before = np.minimum(at - within, K)
+        passed = np.bincount(row * (K + 1) + before, minlength=self.n_users * (K + 1))
+        behind = np.arange(K) + passed.reshape(-1, K + 1)[rows, :K].cumsum(axis=1)
         falling = np.append(self.shared[order].astype(np.float64), -np.inf)
-        top = falling[first]
-        below = at > within
-        extra = ~self.is_own
-        masses = np.full((len(TEMPERATURES), self.n_users), -np.inf)
-        for temperature, mass in zip(TEMPERATURES, masses, strict=True):
-            tails = np.append(np.logaddexp.accumulate(falling[-2::-1] / temperature)[::-1], -np.inf)
-            terms = np.exp((falling[at[below]] - top[row[below]]) / temperature)
-            taken = np.bincount(row[below], weights=terms, minlength=self.n_users)
-            level = top[left] / temperature
-            mass[left] = np.log(np.exp(tails[first[left]] - level) - taken[left]) + level
-            np.logaddexp.at(mass, self.row[extra], self.score[extra].astype(np.float64) / temperature)
-        return masses
+        found = falling[np.minimum(behind, len(order))]
+        extra = np.full(self.n_users, -np.inf)
+        np.maximum.at(extra, self.row[~self.is_own], self.score[~self.is_own].astype(np.float64))
+        return -np.sort(-np.column_stack([found, extra[rows]]), axis=1)[:, :K]
 
 
 def no_learning_scores(
@@ -168,7 +162,7 @@ def no_learning_ranks(
     Raises:
         KeyError: There is no such method.
     """
-    observed = RepeatObservations()
+    observed = RepeatFit()
     counts = {}
     parts = {"validation": (training, validation), "test": (training.appended(validation), test)}
     for done, (split, (history, targets)) in enumerate(parts.items(), 1):
@@ -177,12 +171,10 @@ def no_learning_ranks(
         scores = no_learning_scores(method, history, rows, own, n_items)
         wanted = targets[rows].astype(np.int64)
         own_scores, reached = scores.score[scores.is_own], scores.of(wanted)
-        if split == "validation":
-            observed.note(
-                scores.unseen_masses(), own, own_scores.astype(np.float64), targets[rows], reached.astype(np.float64)
-            )
         met = scores.count(np.arange(len(rows)), reached)
         counts[split] = TargetCounts(wanted, own, own_scores, reached, met, scores.count)
+        if split == "validation":
+            observed.add(counts[split], scores.highest_unseen(np.flatnonzero(counts[split].is_own)))
         progress(done, len(parts), f"{split}: {len(rows)} users")
     bias = observed.fit()
     return HeldOutRanks(

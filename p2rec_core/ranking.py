@@ -91,14 +91,13 @@ class TargetCounts:
         if "keep" in wanted:
             ranks["keep"] = _ranks(self.counts)
         if "mask" in wanted:
-            unseen = self.counts - self._own_counts(self.own_scores, self.target_scores)
-            ranks["mask"] = np.where(self.is_own, np.int32(NOT_ELIGIBLE), _ranks(unseen))
+            ranks["mask"] = np.where(self.is_own, np.int32(NOT_ELIGIBLE), _ranks(self.unseen_counts()))
         if bias is not None and "weigh" in wanted:
             weighed = self.own.weighed(self.own_scores, bias)
             among_all, reached = self.counts, self.target_scores
             if self.is_own.any():
                 among_all, reached, again = among_all.copy(), reached.copy(), np.flatnonzero(self.is_own)
-                reached[self.own.row[self._is_target]] = weighed[self._is_target]
+                reached[self.own.row[self.is_target]] = weighed[self.is_target]
                 among_all[:, again] = self.count(again, reached[again])
             ranks["weigh"] = self._weighed_ranks(among_all, reached, weighed)
         return ranks
@@ -107,15 +106,19 @@ class TargetCounts:
         """Ranks under ``weigh`` without counting again, int32 (B,); meaningless where ``is_own``."""
         return self._weighed_ranks(self.counts, self.target_scores, self.own.weighed(self.own_scores, bias))
 
+    def unseen_counts(self) -> NDArray[np.int64]:
+        """``counts`` without the own items, int64 (2, B); an own target is then not counted either."""
+        return self.counts - self._own_counts(self.own_scores, self.target_scores)
+
     @property
     def is_own(self) -> NDArray[np.bool_]:
         """Which targets are own items, bool (B,)."""
         held = np.zeros(len(self.targets), bool)
-        held[self.own.row[self._is_target]] = True
+        held[self.own.row[self.is_target]] = True
         return held
 
     @property
-    def _is_target(self) -> NDArray[np.bool_]:
+    def is_target(self) -> NDArray[np.bool_]:
         """Which own items are the target of their row, bool (M,)."""
         found: NDArray[np.bool_] = self.own.item == self.targets[self.own.row]
         return found

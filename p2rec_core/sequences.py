@@ -70,6 +70,13 @@ class RaggedSequences:
         last[filled] = self.items[self.offsets[rows[filled] + 1] - 1]
         return last
 
+    def latest(self, n: int) -> "RaggedSequences":
+        """The last n items of every row, or as many as there are."""
+        kept = np.minimum(self.lengths, n)
+        offsets = np.concatenate([[0], np.cumsum(kept)])
+        place = np.repeat(self.offsets[1:] - offsets[1:], kept) + np.arange(offsets[-1])
+        return RaggedSequences(self.items[place], offsets)
+
     def appended(self, extra: NDArray[np.int32]) -> "RaggedSequences":
         """A copy with one more item per row where ``extra`` (int32 (rows,)) is not 0."""
         more = extra > 0

@@ -146,7 +146,8 @@ class TrainingSettings(Settings):
     last, and then validation targets are not read at all."""
     learn_repeats: bool = True
     """Whether two learned numbers are added to the scores of a sequence's last item and of the items before it, so that
-    the model can tell whether people come back to items; the paper's backbones do not have it."""
+    the model can tell whether people come back to items; validation items, if read, then move them to where these rank
+    best. The paper's backbones do not have it."""
     bf16: bool = False
     """Activations in bfloat16; for GPUs."""
     seed: int = Field(1, ge=0, lt=2**31)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from p2rec_core.backbones.base import make_encoder
 from p2rec_core.fusion import IdTable
 from p2rec_core.objectives import OwnItemBias, catalogue_cross_entropy, sampled_cross_entropy
+from p2rec_core.ranking import rank_metrics, ranks_of_users
 from p2rec_core.recommender import OWN_EARLIER, OWN_LAST, NextItemObjective, Recommender, own_items, recommender_scorer
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.recommender import load_recommender
@@ -150,6 +151,22 @@ def test_it_learns_whether_people_come_back(backbone, train):
     last, earlier = trained.tensors["own_bias"]
     assert last < -1
     assert earlier > 1
+
+
+@pytest.mark.parametrize("backbone", ["sasrec", "fmlp_rec"])
+def test_validation_items_say_how_far_own_items_come_up(backbone, train, tiny_shapes):
+    """Nobody came back in the training parts, and everybody does to the last item afterwards."""
+    sequences, n_items = sequences_of(never_again)
+    options = {"backbone": backbone, "learn_repeats": True, "max_epochs": 10}
+    learned = train(sequences, None, n_items, patience=None, **options)
+    coming_back = sequences.last_items(np.arange(len(sequences))).astype(np.int32)
+    settled = train(sequences, coming_back, n_items, patience=10, **options)
+    assert learned.tensors["own_bias"][0] < -1
+    assert settled.tensors["own_bias"][0] > learned.tensors["own_bias"][0] + 1
+    model = load_recommender(settled.tensors, tiny_shapes[backbone], torch.device("cpu"))
+    scorer = recommender_scorer(model, sequences, max_length=5, device=torch.device("cpu"))
+    ranks = ranks_of_users(scorer, coming_back, seen=("keep",))["keep"]
+    assert rank_metrics(ranks, (10,))["NDCG", 10] > 0.9
 
 
 def test_a_reloaded_recommender_has_it(train, tiny_shape):

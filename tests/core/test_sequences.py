@@ -30,6 +30,14 @@ def window(windows, number: int) -> list[int]:
     return windows.sequences.items[start : start + length].tolist()
 
 
+@given(ROWS, st.integers(1, 30))
+def test_latest(rows, n):
+    found = as_ragged(rows).latest(n)
+    assert [found.items[a:b].tolist() for a, b in zip(found.offsets, found.offsets[1:], strict=False)] == [
+        row[-n:] for row in rows
+    ]
+
+
 @given(ROWS, st.integers(1, 9))
 def test_each_transition_is_trained_exactly_once(rows, max_length):
     sequences = as_ragged(rows)
