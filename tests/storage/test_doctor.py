@@ -154,6 +154,23 @@ def test_locks_that_cannot_be_locked_are_found_and_moved(store: Store, filled: A
             pass
 
 
+def test_a_lock_of_another_user_is_found_and_moved(
+    store: Store, filled: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store.lock("s", "theirs"), store.lock("s", "ours"):
+        pass
+    path = store.root / "locks" / "s~theirs.lock"
+    # the tests may run as root, who may open everything
+    monkeypatch.setattr(os, "access", lambda place, mode: place != path or not mode & os.W_OK)
+    [finding] = examine(store).harm
+    assert (finding.kind, finding.name) == ("lock", "locks/s~theirs.lock")
+    assert finding.problem == f"The lock {path} cannot be opened by this user."
+    assert finding.remedy == "Remove it; the next process that needs the lock makes it anew."
+    [mended] = [f for f in examine(store, repair=True).findings if f.kind == "lock"]
+    assert mended.mended == f"set aside in {store.root / 'quarantine' / 'locks-foreign-1'}"
+    assert not path.exists()
+
+
 def test_old_leftovers_are_listed_and_removed(store: Store, filled: Artefact) -> None:
     (store.staging / "s~k~01").mkdir()
     os.utime(store.staging / "s~k~01", (0, 0))

@@ -341,6 +341,15 @@ def test_changes_are_counted_by_the_owners_identifiers(store: Store, publish: An
     }
     assert changes.notes == ()
     assert snapshot_changes(store, new, new).slots == ()
+    told = json.loads(json.dumps(changes.to_json()))
+    assert told["slots"] == [
+        {"slot": c.slot, "old": name(c.old), "new": name(c.new), "same_content": False} for c in changes.slots
+    ]
+    assert [(told["old"], told["new"]), told["notes"], told["clusters"][0]["slot"]] == [(1, 2), [], "clusters"]
+
+
+def name(ref: ArtefactRef | None) -> str | None:
+    return None if ref is None else f"{ref.stage}/{ref.key}"
 
 
 def test_what_does_not_fit_is_said(store: Store, publish: Any, tables: SimpleNamespace) -> None:
