@@ -48,16 +48,11 @@ def gc(
         references=lambda: experiment_references(opened),
         dry_run=dry_run,
     )
-    get_run_logger().info("%s", _summary(report))
+    told = f"{report.summary}; {len(report.kept)} kept."
+    get_run_logger().info("%s", told)
     if report.removed:
-        create_table_artifact(_rows(report), key="garbage", description=_summary(report))
+        create_table_artifact(_rows(report), key="garbage", description=told)
     return {"dry_run": dry_run, "n_removed": len(report.removed), "n_bytes_freed": report.n_bytes_freed}
-
-
-def _summary(report: GarbageReport) -> str:
-    verb = "would be removed" if report.dry_run else "removed"
-    size = f"{report.n_bytes_freed / _MIB:,.1f} MiB"
-    return f"{len(report.removed)} {verb}, {size}; {len(report.kept)} kept."
 
 
 def _rows(report: GarbageReport) -> list[dict[str, Any]]:

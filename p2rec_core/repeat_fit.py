@@ -135,7 +135,7 @@ class _Stands:
     def joined(cls, blocks: Sequence["_Stands"]) -> "_Stands":
         """All of them as one."""
         before = np.cumsum([0, *(len(block.kinds) for block in blocks)])
-        moved = [replace(block, row=block.row + start) for block, start in zip(blocks, before, strict=False)]
+        moved = [replace(block, row=block.row + start) for block, start in zip(blocks, before[:-1], strict=True)]
         return cls(
             **{name.name: np.concatenate([getattr(block, name.name) for block in moved]) for name in fields(cls)}
         )

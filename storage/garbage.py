@@ -114,6 +114,12 @@ class GarbageReport:
         """Size of what was removed, or would have been."""
         return sum(item.n_bytes for item in self.removed)
 
+    @property
+    def summary(self) -> str:
+        """How much was removed, or would have been, for a person."""
+        verb = "would be removed" if self.dry_run else "removed"
+        return f"{len(self.removed)} {verb}, {self.n_bytes_freed / 2**20:.1f} MiB"
+
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {

@@ -305,8 +305,7 @@ def _print_garbage(report: GarbageReport, store: Store) -> None:
         print_table(table)
         if len(report.removed) > _SHOWN_ITEMS:
             console.print(f"… the first {_SHOWN_ITEMS} shown; --json prints all", highlight=False)
-    verb = "would be removed" if report.dry_run else "removed"
-    lines = [f"{len(report.removed)} {verb}, {report.n_bytes_freed / _MIB:.1f} MiB; store: {store.root}"]
+    lines = [f"{report.summary}; store: {store.root}"]
     lines += [f"kept: {line}" for line in _kept_lines(report.kept)]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
