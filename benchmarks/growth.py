@@ -8,6 +8,7 @@ size makes an exponent smaller; a last slope above 1.15 is named as growing fast
 """
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from p2rec_core.clustering import cluster_items
 from p2rec_core.fusion import IdTable, nearest_items
 from p2rec_core.language.finetune import finetune
 from p2rec_core.language.knowledge import item_knowledge
+from p2rec_core.language.loading import load_language_model
 from p2rec_core.preferences import preference_vectors
 from p2rec_core.ranking import ranks_of_users
 from p2rec_core.recommender import NextItemObjective, Recommender, recommender_scorer
@@ -153,6 +155,17 @@ def importing(folder: Path, n_interactions: int) -> Work:
     return lambda: ingest(file, **settings)
 
 
+def layered(folder: Path, n_layers: int) -> str:
+    """A directory with a random-llama-small of so many layers."""
+    small = load_language_model("random-llama-small", seed=1)
+    config = copy.deepcopy(small.model.config)
+    config.num_hidden_layers = n_layers
+    path = folder / f"llama-{n_layers}-layers"
+    type(small.model)(config).save_pretrained(path)
+    small.tokenizer.save_pretrained(path)
+    return str(path)
+
+
 def tuning(model: str, n_users: int, length: int) -> Work:
     """An epoch of fine-tuning."""
     this = case(model, repeated(n_users, length, 1000), 1000, n_users)
@@ -181,7 +194,7 @@ def curves(folder: Path, scale: int) -> list[tuple[str, str, str, list[int], Cal
     def doubled(first: int, n: int = 4) -> list[int]:
         return [first * scale * 2**k for k in range(n)]
 
-    llama = "random-llama-small"
+    llama, layers = "random-llama-small", [2, 4, 8, 16]
     return [
         ("ingest", "ingest", "interactions", doubled(100_000), partial(importing, folder)),
         ("training", "SASRec, an epoch", "users", doubled(500), lambda n: training_epoch(sequences(n_users=n), 2000)),
@@ -201,7 +214,9 @@ def curves(folder: Path, scale: int) -> list[tuple[str, str, str, list[int], Cal
         ("neighbours", "nearest items", "items", doubled(2000), neighbours),
         ("language", f"fine-tuning, {llama}", "users", doubled(64), lambda n: tuning(llama, n, 8)),
         ("language", f"fine-tuning, {llama}", "length", [6, 12, 24, 48], lambda n: tuning(llama, 64, n)),
+        ("language", "fine-tuning, width 256", "layers", layers, lambda n: tuning(layered(folder, n), 64, 8)),
         ("language", f"item knowledge, {llama}", "items", doubled(512), partial(embedding, llama)),
+        ("language", "item knowledge, width 256", "layers", layers, lambda n: embedding(layered(folder, n), 512)),
     ]
 
 

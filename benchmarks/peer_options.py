@@ -14,10 +14,10 @@ from p2rec_core.settings.sequence_model import EncoderSettings
 from storage.datasets import DATASETS
 
 PARTS = ("limits", "ingest", "load", "evaluate", "train")
-BACKBONES = ("sasrec", "gru4rec", "caser")
+BACKBONES = ("sasrec", "gru4rec", "caser", "fmlp_rec")
 ENVIRONMENT = Path(__file__).parents[1] / "build" / "peers" / "recbole"
 WANTED_EPOCHS = 10
-"""Epochs of RecBole that the ratios to reach are about."""
+"""Epochs of the other side that the ratios to reach are about."""
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -31,10 +31,10 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", choices=DATASETS, help="to train and evaluate on")
     parser.add_argument("--load-dataset", choices=DATASETS, help="to load")
     parser.add_argument("--users", type=int, help="keep the first so many users of a data set")
-    parser.add_argument("--epochs", type=int, help="epochs of RecBole; its NDCG@10 after the last is the goal")
+    parser.add_argument("--epochs", type=int, help="epochs of the other side; its NDCG@10 after the last is the goal")
     parser.add_argument("--our-epochs", type=int, help="break P2Rec's training off after so many epochs")
     parser.add_argument("--rounds", type=int, help="pairs of runs of load and evaluate")
-    parser.add_argument("--train-rounds", type=int, default=1, help="runs of RecBole's training")
+    parser.add_argument("--train-rounds", type=int, default=1, help="runs of the other side's training")
     parser.add_argument("--caser-length", type=int, help="how far back RecBole's Caser reads; as far as P2Rec's")
     parser.add_argument("--ingest-millions", help="millions of drawn interactions to ingest, such as 1,3,10")
     parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0], help="seconds on the wall, or of the cores")

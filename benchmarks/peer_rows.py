@@ -19,8 +19,10 @@ from p2rec_core.settings.sequence_model import EncoderSettings
 HERE = Path(__file__).parent
 PEER_BATCH = 2048
 """RecBole's default batch, in (prefix, next item) examples."""
+PEER_SCRIPTS = {"fmlp_rec": "fmlp_run.py"}
+"""What trains the backbones that RecBole does not have; a script has its own batch."""
 EVALUATE_REPEATS = 3
-TIME_TO_NDCG = "time to RecBole's NDCG@10"
+TIME_TO_NDCG = "time to the other side's NDCG@10"
 MEMORY = "peak memory of training, whole process"
 
 WANTED = {
@@ -34,7 +36,7 @@ WANTED = {
 """Ratios that P2Rec is to reach, by quantity, data set and backbone; of the whole data set and ten epochs."""
 
 COUNTS = ("n_users", "n_items", "n_validated", "n_examples", "threads")
-"""What RecBole and P2Rec have to agree on."""
+"""What the two sides have to agree on."""
 
 INGEST_COUNTS = ("n_users", "n_items", "n_interactions", "digest")
 """What pandas and P2Rec have to agree on; the digest is that of all sequences and targets."""
@@ -45,7 +47,7 @@ class Sides:
     """How one measurement of either side is run.
 
     Attributes:
-        peer_interpreter: Interpreter of RecBole's environment.
+        peer_interpreter: Interpreter of the other side's environment.
         threads: Threads of either side.
         caser_length: RecBole's maximum length for Caser; its filters reach as far back.
         last_epoch: Epoch after which P2Rec's training is broken off; None trains to the end of the recipe.
@@ -72,7 +74,7 @@ class Sides:
     def peer(
         self, data: Interactions, backbone: str, task: str, *, seed: int, repeats: int = 1, epochs: int = 1
     ) -> dict[str, Any]:
-        """One run of RecBole; see peers/recbole_run.py."""
+        """One run of RecBole, or for FMLP-Rec, which it lacks, of a plain program; see the scripts in peers/."""
         model, options, max_length = peer_model(backbone, self.caser_length)
         request = {
             "task": task,
@@ -87,7 +89,7 @@ class Sides:
             "epochs": epochs,
             "repeats": repeats,
         }
-        return run_script(self.peer_interpreter, HERE / "peers" / "recbole_run.py", request)
+        return run_script(self.peer_interpreter, HERE / "peers" / PEER_SCRIPTS.get(backbone, "recbole_run.py"), request)
 
     def ours_ingest(self, file: Path) -> dict[str, Any]:
         """One run of P2Rec's ingest; see ingest_run.py."""
@@ -103,7 +105,7 @@ class Sides:
 
 
 def peer_model(backbone: str, caser_length: int) -> tuple[str, dict[str, float | int | None], int]:
-    """RecBole's name of a backbone, P2Rec's default shape under RecBole's names, and the maximum length.
+    """The other side's name of a backbone, P2Rec's default shape under its names, and the maximum length.
 
     Args:
         backbone: P2Rec's name.
@@ -118,6 +120,9 @@ def peer_model(backbone: str, caser_length: int) -> tuple[str, dict[str, float |
     if backbone == "gru4rec":
         options = {"embedding_size": width, "hidden_size": encoder.inner_size, "dropout_prob": dropout}
         return "GRU4Rec", options, encoder.max_length
+    if backbone == "fmlp_rec":
+        shape = {name: getattr(encoder, name) for name in ("hidden_size", "n_layers", "inner_size", "dropout")}
+        return "FMLP-Rec", shape, encoder.max_length
     filters = {"nh": encoder.n_horizontal, "nv": encoder.n_vertical}
     return "Caser", {"embedding_size": width, **filters, "dropout_prob": dropout}, caser_length
 
@@ -210,10 +215,10 @@ def evaluate_row(sides: Sides, data: Interactions, rounds: int, repeats: int) ->
 def train_rows(
     sides: Sides, data: Interactions, backbone: str, rounds: int, epochs: int
 ) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Time to RecBole's NDCG@10, time per epoch and peak memory of training.
+    """Time to the other side's NDCG@10, time per epoch and peak memory of training.
 
-    Runs alternate, ours first and last, and every run of RecBole is set against the run of ours before it and the one
-    after it: even one round has two ratios. Seeds differ from run to run.
+    Runs alternate, ours first and last, and every run of the other side is set against the run of ours before it and
+    the one after it: even one round has two ratios. Seeds differ from run to run.
     """
     runs = []
     for number in range(2 * rounds + 1):
@@ -238,7 +243,8 @@ def train_rows(
     reached = [seconds_to(ours, goal) for (ours, _), goal in zip(pairs, goals, strict=True)]
     theirs = [seconds_to(peer, goal) or 0.0 for (_, peer), goal in zip(pairs, goals, strict=True)]
     best = statistics.median(max(entry["ndcg"] for entry in ours["curve"]) for ours, _ in pairs)
-    note = f"RecBole's NDCG@10 after epoch {epochs} is {statistics.median(goals):.4f}, P2Rec's best {best:.4f}"
+    other = "the plain program" if backbone in PEER_SCRIPTS else "RecBole"
+    note = f"{other}'s NDCG@10 after epoch {epochs} is {statistics.median(goals):.4f}, P2Rec's best {best:.4f}"
     if sides.last_epoch is not None:
         note += f" of its first {sides.last_epoch} epochs"
     if backbone == "caser":

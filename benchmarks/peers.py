@@ -1,6 +1,6 @@
 """P2Rec beside RecBole, and its ingest beside pandas, in one run.
 
-    python benchmarks/peers.py --out DIRECTORY            hours: RecBole trains ten epochs of every backbone
+    python benchmarks/peers.py --out DIRECTORY            hours: the other side trains ten epochs of every backbone
     python benchmarks/peers.py --out DIRECTORY --quick    minutes: the synthetic sample, small
 
 Every measurement is a process of its own, both sides read the same file and have the same cores and threads. A ratio

@@ -148,6 +148,38 @@ def test_the_peer_has_the_shape_of_ours():
     name, options, length = peer_model("caser", 7)
     assert (name, length, options["embedding_size"]) == ("Caser", 7, 64)
     assert peer_model("gru4rec", 5)[0] == "GRU4Rec"
+    assert peer_model("fmlp_rec", 5) == (
+        "FMLP-Rec",
+        {"hidden_size": 64, "n_layers": 2, "inner_size": 256, "dropout": 0.5},
+        50,
+    )
+
+
+def test_the_plain_fmlp_rec_learns_the_same_examples_that_ours_counts(benchmarks, tmp_path):
+    data = written("sample", tmp_path, max_users=200)
+    shape = {"hidden_size": 32, "n_layers": 2, "inner_size": 64, "dropout": 0.1}
+    request = {
+        "task": "train",
+        "data_path": str(data.path.parents[1]),
+        "dataset": "interactions",
+        "model_options": shape,
+        "max_length": 20,
+        "threads": 1,
+        "seed": 1,
+        "epochs": 6,
+    }
+    result = run_script(PYTHON, benchmarks / "peers" / "fmlp_run.py", request)
+    sequences, validation, n_items = loaded(data.path)
+    assert {name: result[name] for name in COUNTS} == {
+        "n_users": len(sequences),
+        "n_items": n_items,
+        "n_validated": int((validation > 0).sum()),
+        "n_examples": int((sequences.lengths - 1).sum()),
+        "threads": 1,
+    }
+    curve = [epoch["ndcg"] for epoch in result["curve"]]
+    assert len(curve) == 6
+    assert curve[-1] > 3 * curve[0]
 
 
 def test_both_sides_read_the_same_file(tmp_path):
