@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
-from threadpoolctl import threadpool_limits
 
-from p2rec_core.clustering import Clusters
+from p2rec_core.clustering import Clusters, check_distinct, clustered_space, fitted_groups, numbered
 from p2rec_core.errors import DataError
 
 
@@ -94,45 +93,20 @@ def continued_clusters(
         DataError: Embeddings are not finite, there are fewer distinct trained ones than groups, or the groups before
             were others in number.
     """
-    bad = int((~np.isfinite(embeddings)).any(axis=1).sum())
-    if bad:
-        raise DataError(
-            f"{bad} of {len(embeddings)} item embeddings are not finite.",
-            remedy="Train the backbone again with `p2rec run`, with a lower learning rate.",
-        )
     highest = int(previous.max(initial=-1))
     if highest >= n_clusters:
         raise DataError(
             f"{setting} = {n_clusters}, but the current snapshot has a cluster numbered {highest}.",
             remedy="Compute a snapshot with these settings with `p2rec run`.",
         )
-    points = embeddings.astype(np.float32)
-    if normalise:
-        points = points / np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
+    points = clustered_space(embeddings, normalise=normalise)
     fitted = points[trained]
-    n_distinct = len(np.unique(fitted, axis=0))
-    if n_distinct < n_clusters:
-        raise DataError(
-            f"{setting} = {n_clusters}, but only {n_distinct} distinct items have training interactions.",
-            remedy=f"Set {setting} to {n_distinct} or less and compute a snapshot with `p2rec run`.",
-        )
+    check_distinct(fitted, n_clusters, setting)
     known = trained[: len(previous)]
     start = _starts(points[: len(previous)][known], previous[known], fitted, n_clusters)
-    # one thread, as in cluster_items
-    with threadpool_limits(limits=1):
-        kmeans = KMeans(n_clusters, init=start, n_init=1, max_iter=max_iter).fit(fitted)
-        nearest = kmeans.predict(points).astype(np.int32)
-    numbers = aligned_numbers(previous, nearest[: len(previous)], n_clusters)
-    order = np.argsort(numbers)
-    cluster = numbers[nearest]
-    distance = np.linalg.norm(points - kmeans.cluster_centers_[nearest], axis=1)
-    return Clusters(
-        cluster=cluster,
-        distance=distance.astype(np.float32),
-        centroid=kmeans.cluster_centers_[order].astype(np.float32),
-        size=np.bincount(cluster, minlength=n_clusters).astype(np.int32),
-        inertia=float(kmeans.inertia_),
-    )
+    kmeans = KMeans(n_clusters, init=start, n_init=1, max_iter=max_iter)
+    nearest = fitted_groups(kmeans, fitted, points)
+    return numbered(kmeans, points, nearest, aligned_numbers(previous, nearest[: len(previous)], n_clusters))
 
 
 def _starts(

@@ -90,7 +90,7 @@ def test_more_clusters_than_distinct_trained_items():
     with pytest.raises(DataError) as caught:
         cluster_items(points, trained, **SETTINGS)
     assert caught.value.problem == ("clusters.n_clusters = 4, but only 2 distinct items have training interactions.")
-    assert caught.value.remedy == "Set clusters.n_clusters to 2 or less."
+    assert caught.value.remedy == "Set clusters.n_clusters to 2 or less, and compute with `p2rec run`."
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
