@@ -3,9 +3,9 @@
     python benchmarks/ours_run.py REQUEST.json RESULT.json
 
 The request has ``task`` (load, evaluate or train), ``interactions`` (the atomic file that RecBole reads too),
-``backbone``, ``threads``, ``seed``, ``repeats`` and ``last_epoch`` (null trains to the end; the learning rate falls as
-if it did in any case). Everything else is P2Rec's default recipe. Validation ranks all items under ``seen = keep``,
-which is RecBole's way.
+``encoder`` (its settings), ``threads``, ``seed``, ``repeats`` and ``last_epoch`` (null trains to the end; the learning
+rate falls as if it did in any case). Everything else is P2Rec's default recipe. Validation ranks all items under
+``seen = keep``, which is RecBole's way.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
     """Do what the request says."""
     imported = peak_rss_bytes()
     device = prepared_device("cpu", request["threads"])
-    settings = EncoderSettings(backbone=request["backbone"])
+    settings = EncoderSettings.model_validate(request["encoder"])
     encoder = EncoderShape(settings.backbone, settings.options())
     training = TrainingSettings(seed=request["seed"])
 

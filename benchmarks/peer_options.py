@@ -36,6 +36,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="pairs of runs of load and evaluate")
     parser.add_argument("--train-rounds", type=int, default=1, help="runs of the other side's training")
     parser.add_argument("--caser-length", type=int, help="how far back RecBole's Caser reads; as far as P2Rec's")
+    parser.add_argument("--width", type=int, default=EncoderSettings().hidden_size, help="d of the models to train")
     parser.add_argument("--ingest-millions", help="millions of drawn interactions to ingest, such as 1,3,10")
     parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0], help="seconds on the wall, or of the cores")
     parser.add_argument("--threads", type=int, help="threads and cores of either side; all of them unless named")
@@ -61,7 +62,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         for name in named:
             if name not in known:
                 parser.error(f"there is no {what} {name!r}; choose among {', '.join(known)}")
-    for what in ("threads", "epochs", "rounds", "train_rounds", "caser_length"):
+    for what in ("threads", "epochs", "rounds", "train_rounds", "caser_length", "width"):
         if getattr(options, what) < 1:
             parser.error(f"--{what.replace('_', '-')} is {getattr(options, what)}; it has to be 1 or more")
     for what in ("users", "our_epochs"):

@@ -35,6 +35,8 @@ WANTED = {
 }
 """Ratios that P2Rec is to reach, by quantity, data set and backbone; of the whole data set and ten epochs."""
 
+USUAL_WIDTH = EncoderSettings().hidden_size
+
 COUNTS = ("n_users", "n_items", "n_validated", "n_examples", "threads")
 """What the two sides have to agree on."""
 
@@ -50,12 +52,14 @@ class Sides:
         peer_interpreter: Interpreter of the other side's environment.
         threads: Threads of either side.
         caser_length: RecBole's maximum length for Caser; its filters reach as far back.
+        width: Width d of item embeddings and states on either side.
         last_epoch: Epoch after which P2Rec's training is broken off; None trains to the end of the recipe.
     """
 
     peer_interpreter: Path
     threads: int
     caser_length: int
+    width: int = USUAL_WIDTH
     last_epoch: int | None = None
 
     def ours(self, data: Interactions, backbone: str, task: str, *, seed: int, repeats: int = 1) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class Sides:
         request = {
             "task": task,
             "interactions": str(data.path),
-            "backbone": backbone,
+            "encoder": encoder_of(backbone, self.width).model_dump(mode="json"),
             "threads": self.threads,
             "seed": seed,
             "repeats": repeats,
@@ -75,7 +79,7 @@ class Sides:
         self, data: Interactions, backbone: str, task: str, *, seed: int, repeats: int = 1, epochs: int = 1
     ) -> dict[str, Any]:
         """One run of RecBole, or for FMLP-Rec, which it lacks, of a plain program; see the scripts in peers/."""
-        model, options, max_length = peer_model(backbone, self.caser_length)
+        model, options, max_length = peer_model(encoder_of(backbone, self.width), self.caser_length)
         request = {
             "task": task,
             "data_path": str(data.path.parents[1]),
@@ -91,6 +95,10 @@ class Sides:
         }
         return run_script(self.peer_interpreter, HERE / "peers" / PEER_SCRIPTS.get(backbone, "recbole_run.py"), request)
 
+    def named(self, backbone: str) -> str:
+        """What a reader calls a backbone, its width said where it is not the usual one."""
+        return backbone if self.width == USUAL_WIDTH else f"{backbone}, d {self.width}"
+
     def ours_ingest(self, file: Path) -> dict[str, Any]:
         """One run of P2Rec's ingest; see ingest_run.py."""
         return run_script(Path(sys.executable), HERE / "ingest_run.py", self._ingest_request(file))
@@ -104,14 +112,23 @@ class Sides:
         return {"interactions": str(file), "threads": self.threads, "settings": settings}
 
 
-def peer_model(backbone: str, caser_length: int) -> tuple[str, dict[str, float | int | None], int]:
-    """The other side's name of a backbone, P2Rec's default shape under its names, and the maximum length.
+def encoder_of(backbone: str, width: int) -> EncoderSettings:
+    """P2Rec's default shape of a backbone at another width; its inner width grows likewise."""
+    usual = EncoderSettings(backbone=backbone)
+    if usual.inner_size is None:
+        return EncoderSettings(backbone=backbone, hidden_size=width)
+    inner_size = usual.inner_size * width // usual.hidden_size
+    return EncoderSettings(backbone=backbone, hidden_size=width, inner_size=inner_size)
+
+
+def peer_model(encoder: EncoderSettings, caser_length: int) -> tuple[str, dict[str, float | int | None], int]:
+    """The other side's name of a backbone, P2Rec's shape under its names, and the maximum length.
 
     Args:
-        backbone: P2Rec's name.
+        encoder: P2Rec's.
         caser_length: Maximum length for Caser.
     """
-    encoder = EncoderSettings(backbone=backbone)
+    backbone = encoder.backbone
     width, dropout = encoder.hidden_size, encoder.dropout
     if backbone == "sasrec":
         shape = {name: getattr(encoder, name) for name in ("hidden_size", "n_layers", "n_heads", "inner_size")}
@@ -197,7 +214,7 @@ def load_row(sides: Sides, data: Interactions, rounds: int) -> tuple[Row, list[A
         COUNTS,
     )
     ours, peer = ([pair[side]["load_s"] for pair in pairs] for side in (0, 1))
-    return _row("load to first batch", data, "sasrec", "s", peer, ours), pairs
+    return _row("load to first batch", data, sides.named("sasrec"), "s", peer, ours), pairs
 
 
 def evaluate_row(sides: Sides, data: Interactions, rounds: int, repeats: int) -> tuple[Row, list[Any]]:
@@ -209,7 +226,7 @@ def evaluate_row(sides: Sides, data: Interactions, rounds: int, repeats: int) ->
         COUNTS,
     )
     ours, peer = ([statistics.median(pair[side]["evaluate_s"]) for pair in pairs] for side in (0, 1))
-    return _row("full-ranking evaluation", data, "sasrec", "s", peer, ours), pairs
+    return _row("full-ranking evaluation", data, sides.named("sasrec"), "s", peer, ours), pairs
 
 
 def train_rows(
@@ -253,20 +270,13 @@ def train_rows(
     per_epoch = [[statistics.median(e["train_s"] for e in run["curve"]) for run in pair] for pair in pairs]
     whole = [[run["peak_rss_bytes"] / GIB for run in pair] for pair in pairs]
     beyond = [[(run["peak_rss_bytes"] - run["imported_rss_bytes"]) / GIB for run in pair] for pair in pairs]
+    model = sides.named(backbone)
+    wanted = epochs == WANTED_EPOCHS and sides.last_epoch is None
     rows = [
-        _row(
-            TIME_TO_NDCG,
-            data,
-            backbone,
-            "s",
-            theirs,
-            reached,
-            note=note,
-            wanted=epochs == WANTED_EPOCHS and sides.last_epoch is None,
-        ),
-        _row("training, per epoch", data, backbone, "s", [p for _, p in per_epoch], [o for o, _ in per_epoch]),
-        _row(MEMORY, data, backbone, "GiB", [p for _, p in whole], [o for o, _ in whole]),
-        _row("the same beyond imports", data, backbone, "GiB", [p for _, p in beyond], [o for o, _ in beyond]),
+        _row(TIME_TO_NDCG, data, model, "s", theirs, reached, note=note, wanted=wanted),
+        _row("training, per epoch", data, model, "s", [p for _, p in per_epoch], [o for o, _ in per_epoch]),
+        _row(MEMORY, data, model, "GiB", [p for _, p in whole], [o for o, _ in whole]),
+        _row("the same beyond imports", data, model, "GiB", [p for _, p in beyond], [o for o, _ in beyond]),
     ]
     return rows, runs
 
@@ -285,7 +295,7 @@ def seconds_to(run: dict[str, Any], ndcg: float) -> float | None:
 def _row(
     quantity: str,
     data: Interactions,
-    backbone: str,
+    model: str,
     unit: str,
     peer: list[float],
     ours: Sequence[float | None],
@@ -294,5 +304,5 @@ def _row(
     wanted: bool = True,
 ) -> Row:
     """A row, with the ratio to reach where the data set is whole and ``wanted`` holds."""
-    goal = WANTED.get((quantity, data.dataset, backbone)) if wanted and data.whole else None
-    return Row(quantity, data.title, backbone, unit, peer, list(ours), goal, note)
+    goal = WANTED.get((quantity, data.dataset, model)) if wanted and data.whole else None
+    return Row(quantity, data.title, model, unit, peer, list(ours), goal, note)

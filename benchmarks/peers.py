@@ -40,6 +40,7 @@ SHOWN = (
     "rounds",
     "train_rounds",
     "caser_length",
+    "width",
     "ingest_millions",
     "clock",
     "threads",
@@ -68,7 +69,7 @@ def measure(options: argparse.Namespace) -> Report:
     if not wanted:
         return report
     python = peer_python(options.peer_environment, base_python=options.peer_python).absolute()
-    sides = Sides(python, options.threads, options.caser_length, options.our_epochs)
+    sides = Sides(python, options.threads, options.caser_length, options.width, options.our_epochs)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = written(options.dataset, folder, max_users=options.users)

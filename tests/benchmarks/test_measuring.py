@@ -16,7 +16,7 @@ from machine_limits import has_bf16
 from memory import peak_rss_bytes
 from ours_run import EnoughError, EpochClock, loaded
 from peer_options import parsed
-from peer_rows import COUNTS, TIME_TO_NDCG, check_same, peer_model, seconds_to, train_rows
+from peer_rows import COUNTS, TIME_TO_NDCG, check_same, encoder_of, peer_model, seconds_to, train_rows
 from processes import BenchmarkError, run_command, run_script, tail
 from timing import in_turn, seconds
 
@@ -96,6 +96,9 @@ class Recorded:
     caser_length = 5
     last_epoch = None
 
+    def named(self, backbone: str) -> str:
+        return backbone
+
     def __init__(self) -> None:
         self.runs: list[str] = []
 
@@ -133,7 +136,7 @@ def test_unlike_tasks_are_no_comparison():
 
 
 def test_the_peer_has_the_shape_of_ours():
-    assert peer_model("sasrec", 5) == (
+    assert peer_model(encoder_of("sasrec", 64), 5) == (
         "SASRec",
         {
             "hidden_size": 64,
@@ -145,10 +148,14 @@ def test_the_peer_has_the_shape_of_ours():
         },
         50,
     )
-    name, options, length = peer_model("caser", 7)
+    name, options, length = peer_model(encoder_of("caser", 64), 7)
     assert (name, length, options["embedding_size"]) == ("Caser", 7, 64)
-    assert peer_model("gru4rec", 5)[0] == "GRU4Rec"
-    assert peer_model("fmlp_rec", 5) == (
+    assert peer_model(encoder_of("gru4rec", 256), 5) == (
+        "GRU4Rec",
+        {"embedding_size": 256, "hidden_size": 512, "dropout_prob": 0.3},
+        50,
+    )
+    assert peer_model(encoder_of("fmlp_rec", 64), 5) == (
         "FMLP-Rec",
         {"hidden_size": 64, "n_layers": 2, "inner_size": 256, "dropout": 0.5},
         50,
@@ -275,7 +282,7 @@ def test_the_machine_is_told():
 
 def test_results_of_ours_are_json(benchmarks, tmp_path):
     data = written("sample", tmp_path, max_users=200)
-    request = {"task": "evaluate", "interactions": str(data.path), "backbone": "gru4rec"}
+    request = {"task": "evaluate", "interactions": str(data.path), "encoder": {"backbone": "gru4rec"}}
     result = run_script(PYTHON, benchmarks / "ours_run.py", request | {"threads": 1, "seed": 1, "repeats": 2})
     assert len(result["evaluate_s"]) == 2
     assert (result["n_users"], result["n_validated"], result["threads"]) == (200, 200, 1)
