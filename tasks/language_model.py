@@ -97,7 +97,9 @@ def open_language_model(settings: LanguageModelSettings, runtime: RuntimeSetting
         device=device,
         seed=seed,
     )
-    return OpenedModel(loaded, device, torch.bfloat16 if settings.dtype is Dtype.BFLOAT16 else None)
+    # on a CPU the linear layers do it themselves
+    narrow = settings.dtype is Dtype.BFLOAT16 and device.type != "cpu"
+    return OpenedModel(loaded, device, torch.bfloat16 if narrow else None)
 
 
 def read_items(context: StageContext) -> "tuple[NDArray[np.float32], NDArray[np.bool_]]":

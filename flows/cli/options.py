@@ -17,7 +17,7 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for a program to read.")]
 
-ProfileOption = Annotated[Profile, Parameter(name="--profile", help="Defaults for the machine: cpu or gpu.")]
+ProfileOption = Annotated[Profile, Parameter(name="--profile", help="Defaults for the machine: cpu, cpu-bf16 or gpu.")]
 RecipeOption = Annotated[
     Recipe, Parameter(name="--recipe", help="Choices that the method leaves: default (best on validation) or paper.")
 ]

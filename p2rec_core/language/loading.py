@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from p2rec_core.errors import ModelError
+from p2rec_core.language.bfloat16 import multiply_in_bfloat16
 from p2rec_core.language.identity import (
     BUILT_IN_NAMES,
     RANDOM_MODELS,
@@ -77,7 +78,8 @@ def load_language_model(
         name_or_path: ``all-MiniLM-L6-v2``, ``random-llama-small``, ``random-llama-tiny``, a directory with
             safetensors weights, or the name of a repository in the local Hugging Face cache.
         revision: Commit or branch of the repository; only for names of repositories.
-        dtype: ``float32`` or ``bfloat16``: number format of the frozen weights.
+        dtype: ``float32`` or ``bfloat16``: number format of the frozen weights. On a CPU ``bfloat16`` is that of linear
+            layers' weights and products alone.
         quantisation: ``none``, ``int8`` or ``nf4``; the latter two need CUDA and bitsandbytes.
         device: Where the model is put.
         seed: Seed of the built-in random models' weights; it has no effect on others.
@@ -102,13 +104,15 @@ def load_language_model(
             )
         tokenizer = _tokenizer(minilm_directory())
         model = _random_llama(name_or_path, tokenizer, seed)
-        model = model.to(device=device, dtype=_DTYPES[dtype])
+        model = model.to(device=device, dtype=_DTYPES[dtype] if device.type != "cpu" else torch.float32)
     else:
         directory = resolve_model(name_or_path, revision)
         _check_files(directory)
         model = _pretrained(directory, _DTYPES[dtype], quantisation, device)
         tokenizer = _tokenizer(directory)
     model.eval().requires_grad_(False)
+    if dtype == "bfloat16" and device.type == "cpu":
+        multiply_in_bfloat16(model)
     causal = _is_causal(model.config, name_or_path)
     hidden_size = _probe(model, causal, name_or_path)
     return LanguageModel(

@@ -8,7 +8,8 @@ from p2rec_core.settings.base import Settings
 
 
 class Dtype(StrEnum):
-    """Number format of the language model's frozen weights and activations."""
+    """Number format of the language model's frozen weights and activations; on a CPU of its linear layers' weights and
+    products alone."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -40,7 +41,8 @@ class LanguageModelSettings(Settings):
     revision: str | None = None
     """Commit of the model repository; only for names."""
     dtype: Dtype = Dtype.FLOAT32
-    """Number format of the frozen weights and activations."""
+    """Number format of the frozen weights and activations; on a CPU of linear layers' weights and products alone, which
+    is faster where it has avx512_bf16 or AMX, and much slower where not."""
     quantisation: Quantisation = Quantisation.NONE
     """Width of the frozen weights (CUDA only, needs bitsandbytes)."""
     instruction: str = "User's purchases:"

@@ -27,6 +27,8 @@ class Profile(StrEnum):
 
     CPU = "cpu"
     """Two CPU cores."""
+    CPU_BF16 = "cpu-bf16"
+    """CPU cores that multiply bf16 (avx512_bf16 or AMX)."""
     GPU = "gpu"
     """One CUDA GPU, bf16."""
 
@@ -110,13 +112,17 @@ class PipelineSettings(Settings):
         return variants
 
 
+_BF16 = {
+    "backbone": {"training": {"bf16": True}},
+    "recommender": {"training": {"bf16": True}},
+    "language_model": {"dtype": "bfloat16"},
+}
 _PROFILES: dict[Profile, dict[str, Any]] = {
     Profile.CPU: {},
-    Profile.GPU: {
+    Profile.CPU_BF16: _BF16,
+    Profile.GPU: _BF16
+    | {
         "runtime": {"device": "cuda", "knowledge_batch_size": 4096},
-        "backbone": {"training": {"bf16": True}},
-        "recommender": {"training": {"bf16": True}},
-        "language_model": {"dtype": "bfloat16"},
         "finetune": {"micro_batch_tokens": 65_536},
         "e4srec": {"micro_batch_tokens": 65_536},
     },

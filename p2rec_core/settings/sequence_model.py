@@ -149,7 +149,7 @@ class TrainingSettings(Settings):
     the model can tell whether people come back to items; validation items, if read, then move them to where these rank
     best. The paper's backbones do not have it."""
     bf16: bool = False
-    """Activations in bfloat16; for GPUs."""
+    """Activations in bfloat16; for GPUs, and for CPUs with avx512_bf16 or AMX."""
     seed: int = Field(1, ge=0, lt=2**31)
     """Seed of initialisation, order and dropout."""
 

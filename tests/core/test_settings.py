@@ -175,6 +175,12 @@ def test_later_sources_win(tmp_path):
     assert pipeline_settings(dataset="yelp") == default
     gpu = pipeline_settings(dataset="sample", profile=Profile.GPU)
     assert (gpu.runtime.device, gpu.recommender.training.bf16, gpu.language_model.dtype) == ("cuda", True, "bfloat16")
+    narrow = pipeline_settings(dataset="sample", profile=Profile.CPU_BF16)
+    assert (narrow.runtime.device, narrow.backbone.training.bf16, narrow.language_model.dtype) == (
+        "cpu",
+        True,
+        "bfloat16",
+    )
     assert (gpu.clusters.n_clusters, gpu.recommender.encoder.hidden_size) == (12, 48)
     filed = pipeline_settings(dataset="sample", profile=Profile.GPU, config=config)
     assert filed.runtime.device == "cuda:1"  # over the profile
