@@ -8,6 +8,7 @@ seconds over P2Rec's. See docs/how-to/benchmark.md.
 """
 
 import argparse
+import itertools
 import os
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from catalogue_paths import catalogue_rows
 from clock import CLOCKS, VARIABLE
 from interactions import datasets_directory, written
 from language_paths import MODELS, case, finetune_row, knowledge_row
-from machine_limits import limits
+from machine_limits import has_bf16, limits
 from ours_run import loaded
 from pipeline_paths import command_line_rows, run_rows
 from processes import BenchmarkError
@@ -72,13 +73,14 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def language_rows(options: argparse.Namespace) -> list[Row]:
-    """Fine-tuning and item knowledge of both language models, on the users of a data set."""
+    """Fine-tuning and item knowledge of both language models, on the users of a data set; in bfloat16 too where the
+    processor has it."""
     with tempfile.TemporaryDirectory() as folder:
         data = written(options.dataset, Path(folder))
         sequences, _, n_items = loaded(data.path)
     rows = []
-    for name in MODELS:
-        this = case(name, sequences, n_items, options.users)
+    for name, narrow in itertools.product(MODELS, (False, True) if has_bf16() else (False,)):
+        this = case(name, sequences, n_items, options.users, narrow=narrow)
         rows.append(finetune_row(this, data.title, options.rounds))
         rows.append(knowledge_row(this, 256 if options.quick else 4096, options.rounds))
     return rows

@@ -31,9 +31,11 @@ def test_the_plain_forward_is_the_models(pooling):
     torch.testing.assert_close(plain, ours, rtol=1e-4, atol=1e-5)
 
 
-def test_both_ways_of_tuning_have_the_same_curve():
-    row = finetune_row(case("random-llama-tiny", SEQUENCES, len(ITEMS), len(LENGTHS)), "six users", 1)
+@pytest.mark.parametrize("narrow", [False, True])
+def test_both_ways_of_tuning_have_the_same_curve(narrow):
+    row = finetune_row(case("random-llama-tiny", SEQUENCES, len(ITEMS), len(LENGTHS), narrow=narrow), "six users", 1)
     assert row.ratios[0] > 0
+    assert row.model == ("random-llama-tiny, bf16" if narrow else "random-llama-tiny")
     assert "6 users" in row.note
     assert "the same mean training error to" in row.note
 
