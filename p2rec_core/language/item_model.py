@@ -28,7 +28,7 @@ from transformers import DynamicCache
 from p2rec_core.errors import ModelError
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.lora import with_lora
-from p2rec_core.language.packing import PACKABLE, PACKED_ATTENTION, Packing
+from p2rec_core.language.packing import PACKABLE, PACKED_ATTENTION, Packing, read_last_tokens
 from p2rec_core.language.prompt import Prompt
 
 Prefix = list[tuple[Tensor, Tensor]]
@@ -129,6 +129,7 @@ class ItemLanguageModel(nn.Module):
         self.packs = packed and device.type == "cpu" and self.backbone.config.model_type in PACKABLE and not self.causal
         if self.packs:
             self.backbone.set_attn_implementation(PACKED_ATTENTION)
+            read_last_tokens(self.backbone)
         if gradient_checkpointing:
             # transformers 5 renames it and warns of the old name
             new_name = getattr(self.backbone, "activation_checkpointing_enable", None)
@@ -196,6 +197,8 @@ class ItemLanguageModel(nn.Module):
             ModelError: ``lengths`` is not the number of items in ``items``, or a sequence has too few.
         """
         body, last = self._body(items, lengths)  # (B, T, E'), (B,)
+        if self.packs:
+            return self._packed(body, last)
         if prefix is None and self.shares_prefix:
             prefix = self.encode_prefix()
         states = self._whole(body, last) if prefix is None else self._after_prefix(body, prefix)
@@ -267,17 +270,24 @@ class ItemLanguageModel(nn.Module):
         response = self.response[after.clamp(0, n_response - 1)]
         return torch.where((after < 0)[..., None], projected, response), lengths + (n_response - 1)
 
+    def _with_instruction(self, body: Tensor) -> Tensor:
+        return torch.cat([self.instruction.expand(len(body), -1, -1), body], dim=1)
+
+    def _packed(self, body: Tensor, last: Tensor) -> Tensor:
+        """h of sequences that go through the encoder end to end, float32 (B, E)."""
+        n_read = torch.ones_like(last) if self.pooling == "last" else last + 1
+        packing = Packing(last + (len(self.instruction) + 1), n_read)
+        # RoBERTa's positions begin after the padding index
+        offset = getattr(self.backbone.embeddings.position_embeddings, "padding_idx", None)
+        positions = packing.positions[None] + (0 if offset is None else offset + 1)
+        inputs = packing.pack(self._with_instruction(body))
+        read = self.backbone(inputs_embeds=inputs, position_ids=positions, packing=packing).last_hidden_state
+        return packing.mean(read)
+
     def _whole(self, body: Tensor, last: Tensor) -> Tensor:
         """States of items and response with the instruction computed in every sequence, (B, T, E)."""
         n_prefix = len(self.instruction)
-        inputs = torch.cat([self.instruction.expand(len(body), -1, -1), body], dim=1)
-        if self.packs:
-            packing = Packing(last + (n_prefix + 1))
-            # RoBERTa's positions begin after the padding index
-            offset = getattr(self.backbone.embeddings.position_embeddings, "padding_idx", None)
-            positions = packing.positions[None] + (0 if offset is None else offset + 1)
-            packed = self.backbone(inputs_embeds=packing.pack(inputs), position_ids=positions, packing=packing)
-            return packing.padded(packed.last_hidden_state, len(body))[:, n_prefix:]
+        inputs = self._with_instruction(body)
         mask = None
         if not self.causal and not bool((last == body.shape[1] - 1).all()):
             mask = torch.arange(inputs.shape[1], device=body.device)[None] <= (last + n_prefix)[:, None]

@@ -70,13 +70,25 @@ def test_a_causal_model_is_not_packed(tiny: Callable[[str], LanguageModel], prom
 
 
 def test_packing_by_hand() -> None:
-    packing = Packing(torch.tensor([3, 1, 3]))
-    assert packing.groups == [(1, 1), (2, 3)]
+    packing = Packing(torch.tensor([3, 1, 3]), torch.tensor([2, 1, 2]))
+    assert packing.groups == [(1, 1, 1), (2, 3, 2)]
     assert packing.positions.tolist() == [0, 0, 1, 2, 0, 1, 2]
     assert packing.index.tolist() == [3, 0, 1, 2, 6, 7, 8]
+    assert packing.read.tolist() == [0, 2, 3, 5, 6]
     tokens = torch.arange(9.0).reshape(3, 3, 1)
     assert packing.pack(tokens).squeeze().tolist() == [3, 0, 1, 2, 6, 7, 8]
-    assert packing.padded(packing.pack(tokens), 3).squeeze().tolist() == [[0, 1, 2], [3, 0, 0], [6, 7, 8]]
+    assert packing.mean(packing.pack(tokens)[:, packing.read]).squeeze().tolist() == [1.5, 3, 7.5]
+
+
+def test_the_last_layer_is_computed_for_what_is_read_alone(encoder: LanguageModel, prompt: Prompt) -> None:
+    model = made(encoder, prompt, packed=True)
+    rows = []
+    for layer in model.backbone.encoder.layer:
+        layer.intermediate.register_forward_hook(lambda _, __, out: rows.append(out.shape[1]))
+    model(ITEMS, LENGTHS)
+    read = int(LENGTHS.sum()) + len(LENGTHS) * len(prompt.response)
+    assert rows == [*[read + len(LENGTHS) * len(prompt.instruction)] * (len(rows) - 1), read]
+    assert type(encoder.model.encoder.layer[-1]) is type(encoder.model.encoder.layer[0])  # the shared one is as it was
 
 
 def test_cut_packed_by_hand() -> None:
