@@ -162,10 +162,9 @@ def finetune_row(case: Case, dataset: str, rounds: int) -> Row:
     n_users = len(case.preferences)
     lengths = np.minimum(case.sequences.lengths, case.settings.max_length)
     n_tokens = int(lengths.sum()) + n_users * case.prompt.n_tokens
-    note = (
-        f"{n_users} users, {n_tokens:,} tokens without padding; the same mean training error to "
-        f"{abs(errors['ours'] / errors['plain'] - 1):.0e}"
-    )
+    apart = f"{abs(errors['ours'] / errors['plain'] - 1):.0e}"
+    agreement = f"mean training errors {apart} apart" if case.narrow else f"the same mean training error to {apart}"
+    note = f"{n_users} users, {n_tokens:,} tokens without padding; {agreement}"
     # forward and gradients of the states; the weights' own gradients are not needed
     gflop = 4e-9 * case.n_weights * n_tokens
     return Row(
