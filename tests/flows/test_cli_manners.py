@@ -138,7 +138,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["p2rec", "neigh"], {"neighbours"}),
         (["p2rec", "experiment", "r"], {"run"}),
         (["p2rec", "run", "--da"], {"--dataset"}),
-        (["p2rec", "run", "--profile", ""], {"cpu", "gpu"}),
+        (["p2rec", "run", "--profile", ""], {"cpu", "cpu-bf16", "gpu"}),
         (["p2rec", "completion", ""], {"bash", "zsh", "fish"}),
     ],
 )
