@@ -118,7 +118,7 @@ def test_a_schedule_fires_and_nothing_outlives_who_serves(tmp_path: Path) -> Non
         by_schedule = {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}}
         failed = until(lambda: served.api("POST", "/flow_runs/filter", by_schedule), seconds=120, what="a run")[0]
         assert failed["auto_scheduled"]
-        assert "none" in failed["state"]["message"]  # there is no such experiment
+        assert "There is no store" in failed["state"]["message"]  # nothing has been computed yet
 
         number = begun(served, 13)
         ours = [*children(served.pid), served.pid]
