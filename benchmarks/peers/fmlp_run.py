@@ -28,11 +28,11 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parents[1]))
 import clock
 from memory import peak_rss_bytes
+from ndcg import gains
 
 BATCH = 256
 LEARNING_RATE = 1e-3
 INIT_STD = 0.02
-CUTOFF = 10
 
 
 class Block(nn.Module):
@@ -119,14 +119,10 @@ def loaded(path: Path, length: int) -> tuple[list[tuple[Tensor, Tensor]], dict[s
 def validated(model: Model, rows: Tensor, targets: Tensor) -> float:
     """NDCG@10 by P2Rec's definition, all items eligible."""
     model.eval()
-    gains = []
+    found = []
     for some, following in zip(rows.split(BATCH), targets.split(BATCH), strict=True):
-        scores = model(some)
-        target = scores.gather(1, following[:, None] - 1)
-        # the target ties with itself, so halving all ties rounds those with others up
-        rank = 1 + (scores > target).sum(1) + (scores == target).sum(1) // 2
-        gains.append(torch.where(rank <= CUTOFF, 1 / torch.log2(rank + 1.0), 0.0))
-    return float(torch.cat(gains).mean())
+        found.append(gains(model(some), following - 1))
+    return float(torch.cat(found).mean())
 
 
 def train_epoch(model: Model, optimiser: torch.optim.Optimizer, rows: Tensor, targets: Tensor) -> None:

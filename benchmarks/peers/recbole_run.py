@@ -30,9 +30,9 @@ from recbole.utils import get_model, init_seed
 sys.path.append(str(Path(__file__).parents[1]))
 import clock
 from memory import peak_rss_bytes
+from ndcg import CUTOFF, gains
 
 METRIC = "ndcg@10"
-CUTOFF = 10
 DECIMALS = 8
 TOLERANCE = 1e-6
 """Largest difference of NDCG@10 from the one computed again: rounding, and ties, which RecBole breaks anyhow."""
@@ -110,17 +110,14 @@ def ndcg_again(trainer: Trainer, loader: Any) -> float:
         RuntimeError: The loader hands out history, which the trainer then masks.
     """
     trainer.model.eval()
-    gains: list[float] = []
+    found: list[float] = []
     for interaction, history, _, targets in loader:
         if history is not None:
             raise RuntimeError("RecBole masks history here: its NDCG@10 is not the one of seen = keep.")
         scores = trainer.model.full_sort_predict(interaction.to(trainer.device)).view(len(targets), -1)
         scores[:, 0] = -torch.inf
-        target = scores.gather(1, targets[:, None])
-        # the target ties with itself, so halving all ties rounds those with others up
-        rank = 1 + (scores > target).sum(1) + (scores == target).sum(1) // 2
-        gains += torch.where(rank <= CUTOFF, 1 / torch.log2(rank + 1.0), 0.0).tolist()
-    return float(np.mean(gains))
+        found += gains(scores, targets).tolist()
+    return float(np.mean(found))
 
 
 def measured(request: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def load_language_model(
             remedy=f"Use one of {', '.join(_DTYPES)} and one of {', '.join(_QUANTISATIONS)}.",
         )
     device = torch.device(device)
+    narrow_products = dtype == "bfloat16" and device.type == "cpu"
     random_init = name_or_path in RANDOM_MODELS
     if random_init:
         if quantisation != "none":
@@ -104,14 +105,14 @@ def load_language_model(
             )
         tokenizer = _tokenizer(minilm_directory())
         model = _random_llama(name_or_path, tokenizer, seed)
-        model = model.to(device=device, dtype=_DTYPES[dtype] if device.type != "cpu" else torch.float32)
+        model = model.to(device=device, dtype=torch.float32 if narrow_products else _DTYPES[dtype])
     else:
         directory = resolve_model(name_or_path, revision)
         _check_files(directory)
         model = _pretrained(directory, _DTYPES[dtype], quantisation, device)
         tokenizer = _tokenizer(directory)
     model.eval().requires_grad_(False)
-    if dtype == "bfloat16" and device.type == "cpu":
+    if narrow_products:
         multiply_in_bfloat16(model)
     causal = _is_causal(model.config, name_or_path)
     hidden_size = _probe(model, causal, name_or_path)

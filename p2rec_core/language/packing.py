@@ -82,7 +82,10 @@ class _LastLayer:
                 (attention.value, hidden_states),
             )
         )
-        seen, _ = _packed_attention(self, query, key, value, None, packing=packing, scaling=attention.scaling)
+        dropout = attention.dropout.p if attention.training else 0.0
+        seen, _ = _packed_attention(
+            attention, query, key, value, None, packing=packing, scaling=attention.scaling, dropout=dropout
+        )
         attended = self.attention.output(seen.flatten(2), read)
         last: Tensor = self.output(self.intermediate(attended), attended)
         return last
@@ -99,7 +102,7 @@ def read_last_tokens(encoder: Any) -> None:
 
 
 def _packed_attention(
-    module: object,
+    module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -115,7 +118,6 @@ def _packed_attention(
     The query may be of the tokens that are read alone. Without a packing it is transformers' own, of padded sequences.
     """
     if packing is None:
-        assert isinstance(module, torch.nn.Module)
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
