@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 
 from p2rec_core.metrics import user_metric
-from p2rec_core.ranking import TargetCounts
+from p2rec_core.ranking import NOT_ELIGIBLE, TargetCounts
 from p2rec_core.repeats import RepeatBias
 
 K = 10
@@ -80,6 +80,14 @@ class RepeatFit:
         error = np.sqrt(max((gain**2).sum() / self._n_users - mean**2, 0.0) / self._n_users)
         return RepeatBias(*map(float, found)) if mean > CHANCE * error else RepeatBias()
 
+    def ranks(self, bias: RepeatBias) -> NDArray[np.int32]:
+        """Ranks of all targets noted, with a bias added: int32 (users,), in no order, ``NOT_ELIGIBLE`` below K."""
+        found: NDArray[np.int32] = np.full(self._n_users, NOT_ELIGIBLE, np.int32)
+        if self._n_users:
+            ranks = _Stands.joined(self._blocks).ranks(bias.last, bias.earlier)
+            found[: len(ranks)] = np.where(ranks <= K, ranks, NOT_ELIGIBLE)
+        return found
+
 
 @dataclass(frozen=True)
 class _Stands:
@@ -142,6 +150,10 @@ class _Stands:
 
     def gains(self, last: float, earlier: float) -> NDArray[np.float64]:
         """NDCG@K of every user, (U,), with so much added."""
+        return user_metric(self.ranks(last, earlier), f"NDCG@{K}")
+
+    def ranks(self, last: float, earlier: float) -> NDArray[np.int32]:
+        """Ranks of the targets, int32 (U,), with so much added; exact down to K."""
         added = np.array([0.0, last, earlier])
         target = added[self.kinds]
         lead = self.lead + added[self.kind] - target[self.row]
@@ -154,7 +166,8 @@ class _Stands:
                 (self.ties, lead == 0, np.equal),
             )
         )
-        return user_metric(1 + higher + (ties + 1) // 2, f"NDCG@{K}")
+        ranks: NDArray[np.int32] = (1 + higher + (ties + 1) // 2).astype(np.int32)
+        return ranks
 
     def best(self) -> tuple[float, float]:
         """The best pair found by changing both together, and then one after the other."""

@@ -1,7 +1,7 @@
 """Training and reloading a sequential recommender: arrays in, arrays out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,14 @@ from p2rec_core.errors import ModelError
 from p2rec_core.fusion import ClusterTable, IdTable, SmoothedTable, knowledge_table, nearest_items
 from p2rec_core.memory import check_item_table
 from p2rec_core.progress import Progress, silent
-from p2rec_core.ranking import counted_blocks
-from p2rec_core.recommender import OWN_EARLIER, OWN_LAST, NextItemObjective, Recommender, recommender_scorer
-from p2rec_core.repeat_fit import RepeatFit, highest_unseen
+from p2rec_core.recommender import (
+    OWN_EARLIER,
+    OWN_LAST,
+    NextItemObjective,
+    Recommender,
+    observed_repeats,
+    recommender_scorer,
+)
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.checkpoint import Checkpointer
 from p2rec_core.training.loop import FitResult, FitSettings, fit, step_seed
@@ -286,36 +291,12 @@ def trained_recommender(
     )
     tensors = {name: tensor.numpy() for name, tensor in result.tensors.items()}
     if model.own_bias is not None and training.patience is not None and validation is not None:
-        _settle_own_bias(model, model.own_bias, sequences, validation, max_length, device)
-        tensors[OWN_BIAS] = model.own_bias.detach().cpu().numpy()
+        scorer = recommender_scorer(model, sequences, max_length=max_length, device=device)
+        found = observed_repeats(scorer, validation, max_length=max_length).fit()
+        tensors[OWN_BIAS][[OWN_LAST, OWN_EARLIER]] += np.array([found.last, found.earlier], np.float32)
     with torch.no_grad():
         item_vectors = model.item_table()[1:].float().cpu()
     return TrainedRecommender({"item_vectors": item_vectors.numpy(), **tensors}, result)
-
-
-@torch.no_grad()
-def _settle_own_bias(
-    model: Recommender,
-    own_bias: nn.Parameter,
-    sequences: RaggedSequences,
-    validation: NDArray[np.int32],
-    max_length: int,
-    device: torch.device,
-) -> None:
-    """Add to the learned numbers what ranks the validation items highest.
-
-    Training makes own items as probable as they are; the first places of a model that has learned its training parts by
-    heart are less so (docs/adr/0012).
-    """
-    scorer = recommender_scorer(model, sequences, max_length=max_length, device=device)
-    fit = RepeatFit()
-    # the numbers are added to the items that are read, not to older ones
-    for _, scores, counts in counted_blocks(replace(scorer, history=sequences.latest(max_length)), validation):
-        fit.add(counts, highest_unseen(scores, counts))
-    found = fit.fit()
-    added = torch.zeros(2)
-    added[OWN_LAST], added[OWN_EARLIER] = found.last, found.earlier
-    own_bias.add_(added.to(device))
 
 
 def load_recommender(

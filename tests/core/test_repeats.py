@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2rec_core.evaluation import held_out_ranks
-from p2rec_core.ranking import Scorer, target_counts
+from p2rec_core.ranking import Scorer, rank_metrics, target_counts
 from p2rec_core.repeat_fit import RepeatFit, _Stands, highest_unseen
 from p2rec_core.repeats import RepeatBias, add_repeat_bias
 
@@ -74,9 +74,10 @@ def cases(draw):
 def test_what_is_maximised_is_the_ndcg_of_all_items_ranked(ragged, case, last, earlier):
     """Whole numbers, so that there are ties of every kind."""
     rows, scores, targets = case
-    stands = _Stands.joined(noted(ragged, rows, scores, targets, block=2)._blocks)
-    found = stands.gains(last, earlier).sum() / len(rows)
-    assert found == pytest.approx(ndcg(scores, rows, targets, RepeatBias(last, earlier)), abs=1e-12)
+    observed, bias = noted(ragged, rows, scores, targets, block=2), RepeatBias(last, earlier)
+    found = _Stands.joined(observed._blocks).gains(last, earlier).sum() / len(rows)
+    assert found == pytest.approx(ndcg(scores, rows, targets, bias), abs=1e-12)
+    assert rank_metrics(observed.ranks(bias), (10,))["NDCG", 10] == pytest.approx(found, abs=1e-12)
 
 
 @pytest.mark.parametrize("coming_back", [0.0, 0.02, 0.1, 0.5])
