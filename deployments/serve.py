@@ -16,11 +16,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from flows import SERVED_BY_VARIABLE
 from flows.cli.options import DEFAULT_STORE, StoreOption
 from flows.cli.run import server_configured
 from flows.forms import STORE_VARIABLE
 from flows.schedules import Schedule, Scheduled, check_parameters, read_schedules
-from flows.server import AUTHENTICATION_VARIABLE, LOOPBACK, SERVED_BY_VARIABLE, LocalServer, check_address, check_port
+from flows.server import AUTHENTICATION_VARIABLE, LOOPBACK, LocalServer, check_address, check_port
 
 PORT = 4200
 """Port of a server of our own; Prefect's usual one."""

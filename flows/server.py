@@ -24,9 +24,6 @@ from tasks.process import die_with
 AUTHENTICATION_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
 """``user:password`` that the server asks for."""
 
-SERVED_BY_VARIABLE = "P2REC_SERVED_BY"
-"""Number of the process that serves the flows; its runs do not outlive it."""
-
 LOOPBACK = "127.0.0.1"
 STARTUP_S = 180.0
 """Seconds that a server has to answer: the first start on a slow machine migrates its database."""

@@ -4,7 +4,6 @@ The kernel holds the lock of a dataset and frees it when the run's process ends,
 """
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from typing import Any
@@ -14,9 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Running
 
-from flows.server import SERVED_BY_VARIABLE
 from storage.artefacts import Store
-from tasks.process import die_with
 
 SKIPPED = "Skipped"
 """Name of the state, of type Completed, of a run that was not its turn."""
@@ -52,7 +49,6 @@ def turn(store: Store, datasets: Iterable[str], when_busy: WhenBusy) -> Iterator
     Raises:
         NotOurTurn: Another run has one, and this one is to be skipped.
     """
-    _end_with_who_serves()
     with contextlib.ExitStack() as held:
         for dataset in sorted(set(datasets)) if when_busy is not WhenBusy.OVERLAP else ():  # in one order for all
             said = _Waiting(dataset, when_busy)
@@ -65,12 +61,6 @@ def skipped(reason: NotOurTurn) -> State[dict[str, Any]]:
     """The end of a flow run that is skipped: a state named Skipped, whose data is ``{"skipped": reason}``."""
     get_run_logger().info("%s", reason)
     return Completed(name=SKIPPED, message=str(reason), data={"skipped": str(reason)})
-
-
-def _end_with_who_serves() -> None:
-    """A run whose serving process is gone could not tell how it ended, and would hold its turn."""
-    if os.environ.get(SERVED_BY_VARIABLE) == str(os.getppid()):
-        die_with(os.getppid())
 
 
 class _Waiting:

@@ -44,6 +44,12 @@ def long_training(seed: int) -> dict[str, Any]:
     }
 
 
+def report_every(seconds: int, schedules: Path) -> Path:
+    """Write a schedule of reports, which fail where nothing was computed, and give its place."""
+    schedules.write_text(f'[[schedule]]\ndeployment = "report"\ninterval_s = {seconds}\nparameters.name = "none"\n')
+    return schedules
+
+
 def until(found: Callable[[], Any], *, seconds: float, what: str) -> Any:
     """The first true value of ``found``."""
     end = time.monotonic() + seconds
@@ -193,14 +199,14 @@ class Served:
             self.process.wait(60)
             self.process = None
 
+    def run_processes(self) -> list[int]:
+        """Numbers of the processes of runs at work."""
+        return [pid for pid, command in children(self.pid).items() if "prefect.engine" in command]
+
     def run_process(self) -> int:
         """Number of the process of the one run at work."""
-
-        def found() -> int | None:
-            pids = [pid for pid, command in children(self.pid).items() if "prefect.engine" in command]
-            return pids[0] if len(pids) == 1 else None
-
-        return int(until(found, seconds=30, what="the process of the run"))
+        until(lambda: len(self.run_processes()) == 1, seconds=30, what="the process of the run")
+        return self.run_processes()[0]
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints of trainings that have not ended."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.deployments.served import SMALL, Served, alive, children, long_training, until
+from tests.deployments.served import SMALL, Served, alive, children, long_training, report_every, until
 
 pytestmark = pytest.mark.slow
 
@@ -104,28 +104,17 @@ def test_a_run_whose_process_is_killed_has_crashed_and_the_next_one_resumes(serv
     assert_resumes(served, 12, number)
 
 
-def test_a_schedule_fires_and_nothing_outlives_who_serves(tmp_path: Path) -> None:
-    (tmp_path / "schedules.toml").write_text(
-        '[[schedule]]\ndeployment = "report"\ninterval_s = 5\nparameters.name = "none"\n'
-        '[[schedule]]\ndeployment = "refresh"\ncron = "0 3 * * *"\ntimezone = "Europe/Berlin"\n'
-        'parameters.dataset = "sample"\nparameters.when_busy = "skip"\n'
-    )
-    served = Served(tmp_path, ["--schedules", str(tmp_path / "schedules.toml")])
+def test_nothing_outlives_who_serves_and_the_next_one_puts_it_right(tmp_path: Path) -> None:
+    schedules = report_every(5, tmp_path / "schedules.toml")
+    served = Served(tmp_path, ["--schedules", str(schedules)])
     try:
         served.start()
-        [nightly] = served.api.deployment("refresh")["schedules"]
-        assert (nightly["schedule"]["cron"], nightly["schedule"]["timezone"]) == ("0 3 * * *", "Europe/Berlin")
-        by_schedule = {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}}
-        failed = until(lambda: served.api("POST", "/flow_runs/filter", by_schedule), seconds=120, what="a run")[0]
-        assert failed["auto_scheduled"]
-        assert "There is no store" in failed["state"]["message"]  # nothing has been computed yet
-
         number = begun(served, 13)
         ours = [*children(served.pid), served.pid]
         served.end(signal.SIGKILL)
         until(lambda: not any(map(alive, ours)), seconds=20, what="the end of all processes")
         time.sleep(5)  # runs of the schedule are missed
-        (tmp_path / "schedules.toml").write_text("")
+        schedules.write_text("")
         served.start()
         run = served.api.run(number)
         assert (run["state"]["name"], run["state"]["message"]) == ("Crashed", "the process that ran it is gone")
