@@ -7,10 +7,8 @@ seconds over log size, fitted to all sizes; the last slope is that between the t
 size makes an exponent smaller; a last slope above 1.15 is named as growing faster than its input.
 """
 
-import argparse
 import copy
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,7 +21,8 @@ import numpy as np
 import torch
 from interactions import drawn
 from language_paths import case
-from run_facts import cores, keep_to, run_facts
+from options import checked_options, option_parser
+from run_facts import keep_to, run_facts
 
 from p2rec_core.clustering import cluster_items
 from p2rec_core.fusion import IdTable, nearest_items
@@ -41,6 +40,7 @@ from p2rec_core.training.recommender import EncoderShape
 from storage.ingest.pipeline import ingest
 from storage.sample import generate_sample
 
+PARTS = ("ingest", "training", "evaluation", "clusters", "neighbours", "language")
 FASTER_THAN_INPUT = 1.15
 """A slope above this is no longer called linear."""
 REPEATS = 2
@@ -276,29 +276,24 @@ def plot(found: list[Curve], path: Path) -> None:
 
 def main() -> int:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description="Measure how the cost of each stage grows.")
-    parser.add_argument("--out", type=Path, required=True, help="directory for growth.md, growth.json and growth.png")
-    parser.add_argument("--parts", help="which parts; all of them unless named")
+    parser = option_parser(
+        "Measure how the cost of each stage grows.",
+        writes="growth.md, growth.json and growth.png",
+        parts=PARTS,
+        clock_by_default="cpu",
+        threads=1,
+    )
     parser.add_argument("--scale", type=int, default=1, help="how many times the sizes; whole")
-    parser.add_argument("--clock", choices=clock.CLOCKS, default="cpu", help="seconds on the wall, or of the cores")
-    parser.add_argument("--threads", type=int, default=1, help="threads and cores")
-    options = parser.parse_args()
+    options = checked_options(parser, None, whole=("scale",))
     options.quick = False
-    if options.scale < 1 or not 1 <= options.threads <= len(cores()):
-        parser.error(f"--scale takes 1 or more, and --threads 1 to {len(cores())}")
-    os.environ[clock.VARIABLE] = options.clock
     keep_to(options.threads)
     prepared_device("cpu", options.threads)
     facts = run_facts("growth.py", options, ("parts", "scale", "clock", "threads"))
     found: list[Curve] = []
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        listed = curves(Path(scratch), options.scale)
-        wanted = options.parts.split(",") if options.parts else sorted({part for part, *_ in listed})
-        if unknown := set(wanted) - {part for part, *_ in listed}:
-            parser.error(f"there is no part {', '.join(sorted(unknown))}")
-        for part, stage, over, sizes, make in listed:
-            if part not in wanted:
+        for part, stage, over, sizes, make in curves(Path(scratch), options.scale):
+            if part not in options.parts:
                 continue
             print(f"{stage} over {over} …", flush=True)
             found.append(measured(part, stage, over, sizes, make))

@@ -9,7 +9,6 @@ seconds over P2Rec's. See docs/how-to/benchmark.md.
 
 import argparse
 import itertools
-import os
 import sys
 import tempfile
 import time
@@ -19,15 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from catalogue_paths import catalogue_rows
-from clock import CLOCKS, VARIABLE
 from interactions import datasets_directory, written
 from language_paths import MODELS, case, finetune_row, knowledge_row
 from machine_limits import has_bf16, limits
+from options import checked_options, option_parser
 from ours_run import loaded
 from pipeline_paths import command_line_rows, run_rows
 from processes import BenchmarkError
 from report import Report, Row
-from run_facts import cores, keep_to, run_facts
+from run_facts import keep_to, run_facts
 from store_paths import store_rows
 
 from p2rec_core.errors import P2RecError
@@ -39,36 +38,20 @@ PARTS = ("limits", "catalogue", "language", "store", "start", "pipeline")
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, with what depends on ``--quick`` and on the machine filled in."""
-    parser = argparse.ArgumentParser(description="Measure P2Rec's hot paths beside plain ones.")
-    parser.add_argument("--out", type=Path, required=True, help="directory for paths.md and paths.json")
+    parser = option_parser(
+        "Measure P2Rec's hot paths beside plain ones.", writes="paths.md and paths.json", parts=PARTS
+    )
     parser.add_argument("--history", type=Path, help="file of JSON lines to append the run to")
     parser.add_argument("--quick", action="store_true", help="two minutes: everything small")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {','.join(PARTS)}")
     parser.add_argument("--dataset", choices=DATASETS, help="of the users to tune a language model on")
     parser.add_argument("--users", type=int, help="how many of them")
     parser.add_argument("--pipeline-dataset", choices=DATASETS, default="sample", help="to run the pipeline on")
     parser.add_argument("--rounds", type=int, help="pairs of measurements")
-    parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0], help="seconds on the wall, or of the cores")
-    parser.add_argument("--threads", type=int, help="threads and cores of either side; all of them unless named")
-    options = parser.parse_args(arguments)
+    options = checked_options(parser, arguments, whole=("users", "rounds"))
     real = datasets_directory() is not None and not options.quick
     options.dataset = options.dataset or ("beauty" if real else "sample")
-    if options.users is None:
-        options.users = 64 if options.quick else 512
-    if options.rounds is None:
-        options.rounds = 1 if options.quick else 3
-    os.environ[VARIABLE] = options.clock  # this process and all that it starts
-    options.parts = options.parts.split(",")
-    if options.threads is None:
-        options.threads = len(cores())
-    for name in options.parts:
-        if name not in PARTS:
-            parser.error(f"there is no part {name!r}; choose among {', '.join(PARTS)}")
-    for what in ("users", "rounds", "threads"):
-        if getattr(options, what) < 1:
-            parser.error(f"--{what} is {getattr(options, what)}; it has to be 1 or more")
-    if options.threads > len(cores()):
-        parser.error(f"--threads is {options.threads}, but there are {len(cores())} cores")
+    options.users = options.users or (64 if options.quick else 512)
+    options.rounds = options.rounds or (1 if options.quick else 3)
     return options
 
 

@@ -1,14 +1,12 @@
 """The command line of peers.py."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clock import CLOCKS, VARIABLE
 from interactions import datasets_directory
-from run_facts import cores
+from options import checked_options, chosen, option_parser
 
 from p2rec_core.settings.sequence_model import EncoderSettings
 from storage.datasets import DATASETS
@@ -22,11 +20,9 @@ WANTED_EPOCHS = 10
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, with what depends on ``--quick`` and on the machine filled in."""
-    parser = argparse.ArgumentParser(description="Measure P2Rec beside RecBole.")
-    parser.add_argument("--out", type=Path, required=True, help="directory for peers.md and peers.json")
+    parser = option_parser("Measure P2Rec beside RecBole.", writes="peers.md and peers.json", parts=PARTS)
     parser.add_argument("--history", type=Path, help="file of JSON lines to append the run to")
     parser.add_argument("--quick", action="store_true", help="minutes: the sample, SASRec, one epoch of RecBole")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"which of {','.join(PARTS)}")
     parser.add_argument("--backbones", help=f"which of {','.join(BACKBONES)} to train")
     parser.add_argument("--dataset", choices=DATASETS, help="to train and evaluate on")
     parser.add_argument("--load-dataset", choices=DATASETS, help="to load")
@@ -38,38 +34,19 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--caser-length", type=int, help="how far back RecBole's Caser reads; as far as P2Rec's")
     parser.add_argument("--width", type=int, default=EncoderSettings().hidden_size, help="d of the models to train")
     parser.add_argument("--ingest-millions", help="millions of drawn interactions to ingest, such as 1,3,10")
-    parser.add_argument("--clock", choices=CLOCKS, default=CLOCKS[0], help="seconds on the wall, or of the cores")
-    parser.add_argument("--threads", type=int, help="threads and cores of either side; all of them unless named")
     parser.add_argument("--peer-environment", type=Path, default=ENVIRONMENT, help="where RecBole is installed")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter to make that with")
-    options = parser.parse_args(arguments)
+    whole = ("users", "epochs", "our_epochs", "rounds", "train_rounds", "caser_length", "width")
+    options = checked_options(parser, arguments, whole=whole)
     real = datasets_directory() is not None and not options.quick
     options.dataset = options.dataset or ("beauty" if real else "sample")
     options.load_dataset = options.load_dataset or ("ml-1m" if real else options.dataset)
-    if options.epochs is None:
-        options.epochs = 1 if options.quick else WANTED_EPOCHS
-    if options.rounds is None:
-        options.rounds = 2 if options.quick else 4
-    options.backbones = (options.backbones or ("sasrec" if options.quick else ",".join(BACKBONES))).split(",")
-    os.environ[VARIABLE] = options.clock  # this process and all that it starts
-    options.parts = options.parts.split(",")
+    options.epochs = options.epochs or (1 if options.quick else WANTED_EPOCHS)
+    options.rounds = options.rounds or (2 if options.quick else 4)
+    wanted = options.backbones or ("sasrec" if options.quick else ",".join(BACKBONES))
+    options.backbones = chosen(parser, "backbone", wanted, BACKBONES)
+    options.caser_length = options.caser_length or EncoderSettings(backbone="caser").window
     options.ingest_millions = (options.ingest_millions or ("0.1" if options.quick else "1,3,10")).split(",")
-    if options.caser_length is None:
-        options.caser_length = EncoderSettings(backbone="caser").window
-    if options.threads is None:
-        options.threads = len(cores())
-    for named, known, what in ((options.parts, PARTS, "part"), (options.backbones, BACKBONES, "backbone")):
-        for name in named:
-            if name not in known:
-                parser.error(f"there is no {what} {name!r}; choose among {', '.join(known)}")
-    for what in ("threads", "epochs", "rounds", "train_rounds", "caser_length", "width"):
-        if getattr(options, what) < 1:
-            parser.error(f"--{what.replace('_', '-')} is {getattr(options, what)}; it has to be 1 or more")
-    for what in ("users", "our_epochs"):
-        if getattr(options, what) is not None and getattr(options, what) < 1:
-            parser.error(f"--{what.replace('_', '-')} is {getattr(options, what)}; it has to be 1 or more")
-    if options.threads > len(cores()):
-        parser.error(f"--threads is {options.threads}, but there are {len(cores())} cores")
     for millions in options.ingest_millions:
         if not millions.replace(".", "", 1).isdigit() or float(millions) <= 0:
             parser.error(f"--ingest-millions has {millions!r}; it takes positive numbers, such as 1,3,10")
