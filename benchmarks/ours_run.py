@@ -3,9 +3,9 @@
     python benchmarks/ours_run.py REQUEST.json RESULT.json
 
 The request has ``task`` (load, evaluate or train), ``interactions`` (the atomic file that RecBole reads too),
-``encoder`` (its settings), ``threads``, ``seed``, ``repeats`` and ``last_epoch`` (null trains to the end; the learning
-rate falls as if it did in any case). Everything else is P2Rec's default recipe. Validation ranks all items under
-``seen = keep``, which is RecBole's way.
+``dataset`` (what it was made of), ``encoder`` (its settings), ``threads``, ``seed``, ``repeats`` and ``last_epoch``
+(null trains to the end; the learning rate falls as if it did in any case). Everything else is P2Rec's default recipe
+for the data set. Validation ranks all items under ``seen = keep``, which is RecBole's way.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from p2rec_core.recommender import NextItemObjective, Recommender
 from p2rec_core.runtime import prepared_device
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.settings.data import IngestSettings, SourceFormat
-from p2rec_core.settings.sequence_model import EncoderSettings, Schedule, TrainingSettings
+from p2rec_core.settings.pipeline import pipeline_settings
+from p2rec_core.settings.sequence_model import Schedule, TrainingSettings
 from p2rec_core.training.recommender import EncoderShape, NextItemTraining, train_recommender
 from storage.ingest.pipeline import ingest
 from tasks.arrays import ragged, targets
@@ -128,9 +129,10 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
     """Do what the request says."""
     imported = peak_rss_bytes()
     device = prepared_device("cpu", request["threads"])
-    settings = EncoderSettings.model_validate(request["encoder"])
+    changes = {"encoder": request["encoder"], "training": {"seed": request["seed"]}}
+    recipe = pipeline_settings(dataset=request["dataset"], changes={"recommender": changes}).recommender
+    settings, training = recipe.encoder, recipe.training
     encoder = EncoderShape(settings.backbone, settings.options())
-    training = TrainingSettings(seed=request["seed"])
 
     begun = clock.now()
     sequences, validation, n_items = loaded(Path(request["interactions"]))

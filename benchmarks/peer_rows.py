@@ -67,6 +67,7 @@ class Sides:
         request = {
             "task": task,
             "interactions": str(data.path),
+            "dataset": data.dataset,
             "encoder": encoder_of(backbone, self.width).model_dump(mode="json"),
             "threads": self.threads,
             "seed": seed,

@@ -54,7 +54,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     return run_facts("peers.py", options, SHOWN) | {
         "the other side": {"RecBole": pins["recbole"], "pandas": pins["pandas"], "torch": pins["torch"]},
         "RecBole's settings": f"batch {PEER_BATCH}, Adam, cross-entropy, shape and dropout as P2Rec's; else its own",
-        "P2Rec's settings": "its default recipe; time to NDCG is read off the curve",
+        "P2Rec's settings": "its default recipe for the data set; time to NDCG is read off the curve",
     }
 
 

@@ -134,6 +134,7 @@ _PAPER_RECOMMENDER = {
         "learning_rate": 1e-4,
         "schedule": "constant",
         "batch_positions": 1024,
+        "n_negatives": None,
         "max_epochs": 300,
         "learn_repeats": False,
     },
@@ -168,10 +169,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "beauty": {"fusion": {"smoothing": 0.5}},
 }
 _TRAINING_PRESETS: dict[str, dict[str, Any]] = {
-    "gru4rec": {"learning_rate": 8e-3},
-    "caser": {"learning_rate": 4e-3},
+    "gru4rec": {"learning_rate": 4e-3, "batch_positions": 512, "n_negatives": 2048},
+    "caser": {"batch_positions": 512, "n_negatives": 2048},
+    "fmlp_rec": {"batch_positions": 512},
 }
-"""Of a backbone: the training that suits it better than the general defaults, by validation (docs/log.md)."""
+"""Of a backbone: the training that suits it better than the general defaults, by validation and time (docs/log.md)."""
 
 _ENCODER_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {

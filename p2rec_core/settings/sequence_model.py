@@ -134,7 +134,7 @@ class TrainingSettings(Settings):
     """Optimiser steps over which the learning rate rises from zero."""
     weight_decay: float = Field(0.0, ge=0, le=1)
     """Decoupled weight decay (AdamW)."""
-    batch_positions: int = Field(2048, ge=1)
+    batch_positions: int = Field(1024, ge=1)
     """Positions that one optimiser step predicts from: users x padded length, or prefixes where the backbone is not
     causal."""
     n_negatives: int | None = Field(None, ge=1)

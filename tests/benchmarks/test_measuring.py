@@ -282,8 +282,10 @@ def test_the_machine_is_told():
 
 def test_results_of_ours_are_json(benchmarks, tmp_path):
     data = written("sample", tmp_path, max_users=200)
-    request = {"task": "evaluate", "interactions": str(data.path), "encoder": {"backbone": "gru4rec"}}
-    result = run_script(PYTHON, benchmarks / "ours_run.py", request | {"threads": 1, "seed": 1, "repeats": 2})
+    request = {"task": "evaluate", "interactions": str(data.path), "dataset": "sample"}
+    request |= {"encoder": {"backbone": "gru4rec"}, "threads": 1, "seed": 1, "repeats": 2}
+    result = run_script(PYTHON, benchmarks / "ours_run.py", request)
+    assert result["training"]["max_epochs"] == 12  # the sample's recipe
     assert len(result["evaluate_s"]) == 2
     assert (result["n_users"], result["n_validated"], result["threads"]) == (200, 200, 1)
     assert result["peak_rss_bytes"] > result["imported_rss_bytes"]
