@@ -281,6 +281,18 @@ def test_profiles_and_presets_leave_the_defaults_as_they_were():
     assert pipeline_settings(dataset="yelp") == before
 
 
+def test_a_backbone_brings_its_training_along_but_not_into_the_papers_recipe():
+    def training(**changes):
+        chosen = {"recommender": {"encoder": {"backbone": "caser"}, **changes}}
+        return [pipeline_settings(dataset="beauty", recipe=r, changes=chosen).recommender.training for r in Recipe]
+
+    default, paper = training()
+    assert (default.batch_positions, default.n_negatives) == (512, 2048)
+    assert (paper.batch_positions, paper.n_negatives) == (1024, None)
+    assert [each.n_negatives for each in training(training={"n_negatives": 7})] == [7, 7]
+    assert [each.n_negatives for each in training(training={"n_negatives": None})] == [None, None]
+
+
 def test_the_papers_recipe_smooths_nothing():
     assert pipeline_settings(dataset="beauty").fusion.smoothing > 0
     assert pipeline_settings(dataset="beauty", recipe=Recipe.PAPER).fusion.smoothing == 0
