@@ -198,6 +198,7 @@ def counted_blocks(
                 remedy="Train it again, with a lower learning rate.",
             )
         yield rows, scores, target_counts(scores, targets[rows], scorer.history, rows)
+        del scores  # before the next are computed
         done = start + len(rows)
         progress(done, len(users), f"{done} of {len(users)} users")
 
@@ -230,6 +231,7 @@ def ranks_of_users(
     for rows, _, counts in counted_blocks(scorer, targets, progress=progress):
         for policy, found in counts.ranks(seen, bias).items():
             ranks[policy][rows] = found
+        del _, counts  # they hold the block's scores
     return {policy: of_all[targets > 0] for policy, of_all in ranks.items()}
 
 

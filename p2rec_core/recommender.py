@@ -265,6 +265,7 @@ def observed_repeats(scorer: Scorer, targets: NDArray[np.int32], *, max_length: 
     # the numbers are added to the items that are read, not to older ones
     for _, scores, counts in counted_blocks(replace(scorer, history=scorer.history.latest(max_length)), targets):
         observed.add(counts, highest_unseen(scores, counts))
+        del scores, counts  # before the next block is scored
     return observed
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2rec_core.backbones.base import SequenceEncoder
+from p2rec_core.backbones.base import SequenceEncoder, left_padded
 from p2rec_core.dropout import Dropout
 
 
@@ -62,6 +62,11 @@ class Caser(SequenceEncoder):
             features.append(_sliding_maximum(found, self.window - height + 1).transpose(1, 2))
         inner = F.relu(self.inner(self.dropout(torch.cat(features, dim=2))))
         return F.relu(self.outer(inner))
+
+    def final(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """The state after the last item of each row, (B, d), of the last W items alone; see ``SequenceEncoder``."""
+        states: Tensor = self(left_padded(vectors, lengths, self.window), lengths)
+        return states[:, -1]
 
 
 def _sliding_maximum(x: Tensor, size: int) -> Tensor:
