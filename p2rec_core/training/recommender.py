@@ -293,7 +293,9 @@ def trained_recommender(
     if model.own_bias is not None and training.patience is not None and validation is not None:
         scorer = recommender_scorer(model, sequences, max_length=max_length, device=device)
         found = observed_repeats(scorer, validation, max_length=max_length).fit()
-        tensors[OWN_BIAS][[OWN_LAST, OWN_EARLIER]] += np.array([found.last, found.earlier], np.float32)
+        added = np.zeros(2, np.float32)
+        added[OWN_LAST], added[OWN_EARLIER] = found.last, found.earlier
+        tensors[OWN_BIAS] = tensors[OWN_BIAS] + added
     with torch.no_grad():
         item_vectors = model.item_table()[1:].float().cpu()
     return TrainedRecommender({"item_vectors": item_vectors.numpy(), **tensors}, result)
