@@ -10,7 +10,12 @@ from run_facts import cores
 
 
 def option_parser(
-    description: str, *, writes: str, parts: Iterable[str], clock_by_default: str = "wall", threads: int | None = None
+    description: str,
+    *,
+    writes: str,
+    parts: Iterable[str],
+    clock_by_default: str = clock.CLOCKS[0],
+    threads: int | None = None,
 ) -> argparse.ArgumentParser:
     """A command line with ``--out``, ``--parts``, ``--clock`` and ``--threads``.
 
@@ -29,7 +34,10 @@ def option_parser(
         "--clock", choices=clock.CLOCKS, default=clock_by_default, help="seconds on the wall, or of the cores"
     )
     parser.add_argument(
-        "--threads", type=int, default=threads or len(cores()), help="threads and cores of either side; all by default"
+        "--threads",
+        type=int,
+        default=threads or len(cores()),
+        help="threads and cores of either side; %(default)s unless named",
     )
     return parser
 

@@ -64,6 +64,7 @@ def held_out_ranks(
     for rows, scores, counts in counted_blocks(scorer, validation, progress=told(0, "validation")):
         observed.add(counts, highest_unseen(scores, counts))
         blocks.append((rows, replace(counts, count=_forgotten)))
+        del scores, counts  # before the next block is scored
     bias = observed.fit()
     of_all = {policy: np.zeros(len(validation), np.int32) for policy in SEEN_POLICIES}
     returning = np.zeros_like(validation)

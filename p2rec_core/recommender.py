@@ -189,14 +189,37 @@ class NextItemObjective:
         """
         if self.targets is None:
             return {}
-        scorer = recommender_scorer(self.model, self.training, max_length=self.max_length, device=self.device)
         if self.model.own_bias is None:
-            ranks = ranks_of_users(scorer, self.targets, seen=("keep",))["keep"]
+            ranks = ranks_of_users(self._scorer(), self.targets, seen=("keep",))["keep"]
         else:
-            observed = observed_repeats(scorer, self.targets, max_length=self.max_length)
+            observed = self.observed_repeats(self.targets)
             ranks = observed.ranks(observed.fit())
         metrics = rank_metrics(ranks, (10,))
         return {"NDCG@10": metrics["NDCG", 10], "HR@10": metrics["HR", 10]}
+
+    def observed_repeats(self, targets: NDArray[np.int32]) -> RepeatFit:
+        """How held-out items stand beside the own items that the recommender, in evaluation mode, has read.
+
+        What comes of it is added to ``Recommender.own_bias`` after training: training makes own items as probable as
+        they are, and the first places of a model that has learned its training parts by heart are less so
+        (docs/adr/0012).
+
+        Args:
+            targets: int32 (users,) held-out items; 0 leaves a user out.
+
+        Raises:
+            ModelError: A score is not finite.
+        """
+        observed = RepeatFit()
+        # the numbers are added to the items that are read, not to older ones
+        scorer = replace(self._scorer(), history=self.training.latest(self.max_length))
+        for _, scores, counts in counted_blocks(scorer, targets):
+            observed.add(counts, highest_unseen(scores, counts))
+            del scores, counts  # before the next block is scored
+        return observed
+
+    def _scorer(self) -> Scorer:
+        return recommender_scorer(self.model, self.training, max_length=self.max_length, device=self.device)
 
 
 def own_items(items: Tensor, at: Tensor, bias: Tensor) -> OwnItemBias:
@@ -245,28 +268,6 @@ def recommender_scorer(
         return model.scores(items, lengths, table)
 
     return Scorer(history, score, windows.lengths)
-
-
-def observed_repeats(scorer: Scorer, targets: NDArray[np.int32], *, max_length: int) -> RepeatFit:
-    """How held-out items stand beside the own items that a recommender has read.
-
-    What comes of it is added to ``Recommender.own_bias`` after training: training makes own items as probable as they
-    are, and the first places of a model that has learned its training parts by heart are less so (docs/adr/0012).
-
-    Args:
-        scorer: The recommender, see ``recommender_scorer``.
-        targets: int32 (users,) held-out items; 0 leaves a user out.
-        max_length: Most recent items that the encoder reads.
-
-    Raises:
-        ModelError: A score is not finite.
-    """
-    observed = RepeatFit()
-    # the numbers are added to the items that are read, not to older ones
-    for _, scores, counts in counted_blocks(replace(scorer, history=scorer.history.latest(max_length)), targets):
-        observed.add(counts, highest_unseen(scores, counts))
-        del scores, counts  # before the next block is scored
-    return observed
 
 
 def _as_batch(windows: Windows, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:

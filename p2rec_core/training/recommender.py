@@ -14,14 +14,7 @@ from p2rec_core.errors import ModelError
 from p2rec_core.fusion import ClusterTable, IdTable, SmoothedTable, knowledge_table, nearest_items
 from p2rec_core.memory import check_item_table
 from p2rec_core.progress import Progress, silent
-from p2rec_core.recommender import (
-    OWN_EARLIER,
-    OWN_LAST,
-    NextItemObjective,
-    Recommender,
-    observed_repeats,
-    recommender_scorer,
-)
+from p2rec_core.recommender import OWN_EARLIER, OWN_LAST, NextItemObjective, Recommender
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.checkpoint import Checkpointer
 from p2rec_core.training.loop import FitResult, FitSettings, fit, step_seed
@@ -290,9 +283,8 @@ def trained_recommender(
         progress=progress,
     )
     tensors = {name: tensor.numpy() for name, tensor in result.tensors.items()}
-    if model.own_bias is not None and training.patience is not None and validation is not None:
-        scorer = recommender_scorer(model, sequences, max_length=max_length, device=device)
-        found = observed_repeats(scorer, validation, max_length=max_length).fit()
+    if model.own_bias is not None and objective.targets is not None:
+        found = objective.observed_repeats(objective.targets).fit()
         added = np.zeros(2, np.float32)
         added[OWN_LAST], added[OWN_EARLIER] = found.last, found.earlier
         tensors[OWN_BIAS] = tensors[OWN_BIAS] + added

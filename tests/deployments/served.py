@@ -205,8 +205,12 @@ class Served:
 
     def run_process(self) -> int:
         """Number of the process of the one run at work."""
-        until(lambda: len(self.run_processes()) == 1, seconds=30, what="the process of the run")
-        return self.run_processes()[0]
+
+        def only() -> list[int]:
+            pids = self.run_processes()
+            return pids if len(pids) == 1 else []
+
+        return int(until(only, seconds=30, what="the process of the run")[0])
 
     def checkpoints(self) -> list[Path]:
         """Checkpoints of trainings that have not ended."""
