@@ -26,11 +26,12 @@ class IdTable(nn.Module):
     Args:
         n_items: N.
         hidden_size: d.
+        std: Standard deviation of the embeddings at the start.
     """
 
-    def __init__(self, n_items: int, hidden_size: int) -> None:
+    def __init__(self, n_items: int, hidden_size: int, *, std: float = INIT_STD) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.empty(n_items, hidden_size).normal_(std=INIT_STD))
+        self.embedding = nn.Parameter(torch.empty(n_items, hidden_size).normal_(std=std))
 
     def forward(self) -> Tensor:
         """(N + 1, d) item vectors."""
@@ -44,14 +45,17 @@ class ClusterTable(nn.Module):
         clusters: int (N,) cluster of each item, 0 … K - 1.
         n_clusters: K.
         hidden_size: d.
+        std: Standard deviation of either embedding at the start.
     """
 
     clusters: Tensor
 
-    def __init__(self, clusters: NDArray[np.integer], n_clusters: int, hidden_size: int) -> None:
+    def __init__(
+        self, clusters: NDArray[np.integer], n_clusters: int, hidden_size: int, *, std: float = INIT_STD
+    ) -> None:
         super().__init__()
-        self.embedding = nn.Parameter(torch.empty(len(clusters), hidden_size).normal_(std=INIT_STD))
-        self.cluster_embedding = nn.Parameter(torch.empty(n_clusters, hidden_size).normal_(std=INIT_STD))
+        self.embedding = nn.Parameter(torch.empty(len(clusters), hidden_size).normal_(std=std))
+        self.cluster_embedding = nn.Parameter(torch.empty(n_clusters, hidden_size).normal_(std=std))
         self.register_buffer("clusters", torch.from_numpy(clusters.astype(np.int64)), persistent=False)
 
     def forward(self) -> Tensor:
@@ -65,7 +69,7 @@ class _KnowledgeTable(nn.Module):
     Args:
         knowledge: float32 (N, D) prepared knowledge embeddings.
         hidden_size: d.
-        std: Standard deviation of projected knowledge at the start.
+        std: Standard deviation of the ID embeddings and of projected knowledge at the start.
         trainable: Whether the knowledge embeddings are fine-tuned with the recommender.
     """
 
@@ -74,7 +78,7 @@ class _KnowledgeTable(nn.Module):
     def __init__(self, knowledge: NDArray[np.float32], hidden_size: int, *, std: float, trainable: bool) -> None:
         super().__init__()
         n_items, width = knowledge.shape
-        self.embedding = nn.Parameter(torch.empty(n_items, hidden_size).normal_(std=INIT_STD))
+        self.embedding = nn.Parameter(torch.empty(n_items, hidden_size).normal_(std=std))
         vectors = torch.from_numpy(knowledge.copy())  # what was read from a table may not be written to
         if trainable:
             self.knowledge = nn.Parameter(vectors)
@@ -139,7 +143,7 @@ class InitialisedTable(nn.Module):
 
     def __init__(self, knowledge: NDArray[np.float32], hidden_size: int, *, std: float) -> None:
         super().__init__()
-        embedding = torch.empty(len(knowledge), hidden_size).normal_(std=INIT_STD)
+        embedding = torch.empty(len(knowledge), hidden_size).normal_(std=std)
         taken = torch.from_numpy(knowledge[:, :hidden_size])
         embedding[:, : taken.shape[1]] = taken * (std / max(float(taken.double().square().mean().sqrt()), 1e-12))
         self.embedding = nn.Parameter(embedding)
@@ -255,7 +259,7 @@ def knowledge_table(
         fusion: One of ``FUSIONS``.
         knowledge: float32 (N, D) prepared knowledge embeddings.
         hidden_size: d.
-        std: Standard deviation of (projected) knowledge at the start.
+        std: Standard deviation of embeddings and (projected) knowledge at the start.
         trainable: Whether knowledge is fine-tuned; a table that starts from it is in any case.
 
     Raises:

@@ -221,7 +221,6 @@ def prepared_knowledge(context: StageContext, fusion: FusionSettings, n_items: i
     return Knowledge(
         embeddings,
         str(fusion.kind),
-        fusion.std,
         fusion.trainable,
         fusion.smoothing,
         fusion.n_neighbours,

@@ -137,6 +137,7 @@ _PAPER_RECOMMENDER = {
         "n_negatives": None,
         "max_epochs": 300,
         "learn_repeats": False,
+        "item_std": 0.02,
     },
 }
 _RECIPES: dict[Recipe, dict[str, Any]] = {
@@ -152,7 +153,7 @@ _RECIPES: dict[Recipe, dict[str, Any]] = {
             "response": "Response:",
             "pooling": "last",
         },
-        "fusion": {"kind": "gate", "whitening": "none", "std": 0.02, "smoothing": 0.0},
+        "fusion": {"kind": "gate", "whitening": "none", "smoothing": 0.0},
     },
 }
 
@@ -169,8 +170,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
     "beauty": {"fusion": {"smoothing": 0.5}},
 }
 _TRAINING_PRESETS: dict[str, dict[str, Any]] = {
-    "gru4rec": {"learning_rate": 4e-3, "batch_positions": 512, "n_negatives": 2048},
-    "caser": {"batch_positions": 512, "n_negatives": 2048},
+    "gru4rec": {"learning_rate": 4e-3, "batch_positions": 512, "n_negatives": 2048, "item_std": 0.1},
+    "caser": {"batch_positions": 512, "n_negatives": 2048, "item_std": 0.1},
     "fmlp_rec": {"batch_positions": 512},
 }
 """Of a backbone: the training that suits it better than the general defaults, by validation and time (docs/log.md)."""

@@ -148,6 +148,9 @@ class TrainingSettings(Settings):
     """Whether two learned numbers are added to the scores of a sequence's last item and of the items before it, so that
     the model can tell whether people come back to items; validation items, if read, then move them to where these rank
     best. The paper's backbones do not have it."""
+    item_std: float = Field(0.02, gt=0, le=10)
+    """Standard deviation of what the item table starts from: of the ID embeddings' noise, of the clusters' and of
+    (projected) knowledge. Encoders that normalise what they read want it small, others larger."""
     bf16: bool = False
     """Activations in bfloat16; for GPUs, and for CPUs with avx512_bf16 or AMX."""
     seed: int = Field(1, ge=0, lt=2**31)
@@ -195,8 +198,6 @@ class FusionSettings(Settings):
     """Treatment of the knowledge embeddings before projection."""
     n_components: int = Field(64, ge=1)
     """Principal components kept (whitening = pca)."""
-    std: float = Field(0.1, gt=0, le=10)
-    """Standard deviation of (projected) knowledge at the start."""
     trainable: bool = False
     """Whether the knowledge embeddings are fine-tuned with the recommender (kind = gate, sum, concat)."""
     smoothing: float = Field(0.0, ge=0, le=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from p2rec_core.backbones.base import SequenceEncoder, make_encoder
 from p2rec_core.errors import ModelError
-from p2rec_core.fusion import ClusterTable, IdTable, SmoothedTable, knowledge_table, nearest_items
+from p2rec_core.fusion import INIT_STD, ClusterTable, IdTable, SmoothedTable, knowledge_table, nearest_items
 from p2rec_core.memory import check_item_table
 from p2rec_core.progress import Progress, silent
 from p2rec_core.recommender import OWN_EARLIER, OWN_LAST, NextItemObjective, Recommender
@@ -76,6 +76,7 @@ class NextItemTraining:
         seed: Seed of initialisation, order and dropout.
         bf16: Whether activations are bfloat16.
         learn_repeats: Whether the scores of own items get a learned bias, see ``Recommender``.
+        item_std: Standard deviation of what the item table starts from, noise or knowledge.
     """
 
     learning_rate: float
@@ -89,6 +90,7 @@ class NextItemTraining:
     seed: int
     bf16: bool = False
     learn_repeats: bool = False
+    item_std: float = INIT_STD
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,6 @@ class Knowledge:
     Attributes:
         vectors: float32 (N, D) prepared knowledge embeddings.
         fusion: One of ``fusion.FUSIONS``.
-        std: Standard deviation of (projected) knowledge at the start.
         trainable: Whether the vectors are fine-tuned.
         smoothing: Part of an item's vector that comes from its nearest items by knowledge.
         n_neighbours: How many those are.
@@ -107,19 +108,18 @@ class Knowledge:
 
     vectors: NDArray[np.float32]
     fusion: str
-    std: float
     trainable: bool = False
     smoothing: float = 0.0
     n_neighbours: int = 10
     temperature: float = 0.1
 
-    def item_table(self, hidden_size: int) -> nn.Module:
-        """The item table of +P2Rec, d = ``hidden_size``.
+    def item_table(self, hidden_size: int, *, std: float) -> nn.Module:
+        """The item table of +P2Rec, d = ``hidden_size``, embeddings and knowledge starting with deviation ``std``.
 
         Raises:
             SettingsError: There is no such fusion.
         """
-        table = knowledge_table(self.fusion, self.vectors, hidden_size, std=self.std, trainable=self.trainable)
+        table = knowledge_table(self.fusion, self.vectors, hidden_size, std=std, trainable=self.trainable)
         if not self.smoothing or len(self.vectors) < 2:
             return table
         neighbours, weights = nearest_items(self.vectors, self.n_neighbours, temperature=self.temperature)
@@ -225,11 +225,11 @@ def new_recommender(
     built = encoder.build()
     table: nn.Module
     if knowledge is not None:
-        table = knowledge.item_table(encoder.hidden_size)
+        table = knowledge.item_table(encoder.hidden_size, std=training.item_std)
     elif clusters is not None and n_clusters is not None:
-        table = ClusterTable(clusters, n_clusters, encoder.hidden_size)
+        table = ClusterTable(clusters, n_clusters, encoder.hidden_size, std=training.item_std)
     else:
-        table = IdTable(n_items, encoder.hidden_size)
+        table = IdTable(n_items, encoder.hidden_size, std=training.item_std)
     return Recommender(table, built, learn_repeats=training.learn_repeats)
 
 

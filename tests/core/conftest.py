@@ -84,6 +84,7 @@ TRAINING = {
     "cosine": True,
     "seed": 5,
     "learn_repeats": False,
+    "item_std": 0.02,
 }
 
 

@@ -65,7 +65,7 @@ def test_every_kind_of_recommender_goes_on_where_it_was(kind):
             return {"clusters": np.arange(n_items, dtype=np.int32) % 3, "n_clusters": 3}
         vectors = np.random.default_rng(0).standard_normal((n_items, 6)).astype(np.float32)
         fusion = "gate" if kind == "gate" else "init"
-        return {"knowledge": Knowledge(vectors, fusion, 0.1, smoothing=0.5 if kind == "smoothed" else 0.0)}
+        return {"knowledge": Knowledge(vectors, fusion, smoothing=0.5 if kind == "smoothed" else 0.0)}
 
     previous = trained(10, **given(10))
     still = NextItemTraining(1e-12, 0.0, 64, None, 1, None, 0, False, 1)

@@ -192,7 +192,7 @@ def test_every_variant_learns_with_every_encoder(cycles, train, tiny_shapes, bac
     vectors = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
     extra = {
         "ci": {"clusters": (np.arange(20) % 4).astype(np.int32), "n_clusters": 4},
-        "p2rec": {"knowledge": Knowledge(vectors, "gate", std=0.02)},
+        "p2rec": {"knowledge": Knowledge(vectors, "gate")},
     }[variant]
     trained = train(sequences, None, 20, backbone=backbone, **QUICK | {"max_epochs": 16} | extra)
     assert hit_rate(trained, sequences, targets, tiny_shapes[backbone]) > 0.9

@@ -35,7 +35,7 @@ def job(cycles, train) -> Callable[..., TrainedRecommender]:
             sequences,
             targets,
             12,
-            knowledge=Knowledge(knowledge, "gate", std=0.02, smoothing=0.5),
+            knowledge=Knowledge(knowledge, "gate", smoothing=0.5),
             max_epochs=EPOCHS,
             **changes,
         )

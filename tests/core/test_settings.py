@@ -287,8 +287,8 @@ def test_a_backbone_brings_its_training_along_but_not_into_the_papers_recipe():
         return [pipeline_settings(dataset="beauty", recipe=r, changes=chosen).recommender.training for r in Recipe]
 
     default, paper = training()
-    assert (default.batch_positions, default.n_negatives) == (512, 2048)
-    assert (paper.batch_positions, paper.n_negatives) == (1024, None)
+    assert (default.batch_positions, default.n_negatives, default.item_std) == (512, 2048, 0.1)
+    assert (paper.batch_positions, paper.n_negatives, paper.item_std) == (1024, None, 0.02)
     assert [each.n_negatives for each in training(training={"n_negatives": 7})] == [7, 7]
     assert [each.n_negatives for each in training(training={"n_negatives": None})] == [None, None]
 

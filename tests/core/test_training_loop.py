@@ -48,13 +48,25 @@ def test_every_variant_learns(cycles, train, tiny_shape, variant):
     rng = np.random.default_rng(0)
     extra = {
         "ci": {"clusters": (np.arange(20) % 4).astype(np.int32), "n_clusters": 4},
-        "p2rec": {
-            "knowledge": Knowledge(rng.normal(size=(20, 12)).astype(np.float32), "gate", std=0.02, smoothing=0.2)
-        },
+        "p2rec": {"knowledge": Knowledge(rng.normal(size=(20, 12)).astype(np.float32), "gate", smoothing=0.2)},
     }[variant]
     trained = train(sequences, None, 20, **QUICK | {"max_epochs": 14} | extra)
     assert hit_rate(trained, sequences, targets, tiny_shape) > 0.95
     assert trained.tensors["item_vectors"].shape == (20, 16)
+
+
+@pytest.mark.parametrize("variant", ["base", "ci", "p2rec"])
+def test_every_variant_starts_with_the_spread_that_is_set(cycles, train, variant):
+    sequences, _ = cycles(20, 200)
+    extra = {
+        "base": {},
+        "ci": {"clusters": (np.arange(200) % 4).astype(np.int32), "n_clusters": 4},
+        "p2rec": {"knowledge": Knowledge(np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32), "init")},
+    }[variant]
+    still = {"learning_rate": 1e-12, "max_epochs": 1, "patience": None, "item_std": 0.3}
+    vectors = train(sequences, None, 200, **still | extra).tensors["item_vectors"]
+    # +CI is the sum of two
+    assert vectors.std() == pytest.approx(0.3 * (math.sqrt(2) if variant == "ci" else 1), rel=0.15)
 
 
 def test_categories_of_the_sample_are_found_in_its_item_vectors(ragged, train):

@@ -97,7 +97,7 @@ def test_the_true_category_comes_from_the_table_of_item_texts(tmp_path, copied, 
 
 def test_the_key_holds_what_is_read_and_nothing_else(call):
     assert {file for _, file in call().inputs.values()} == {"sequences", "validation", "items", "item_knowledge"}
-    same = {"kind": Fusion.GATE, "std": 0.5, "trainable": True, "smoothing": 0.0, "n_neighbours": 3, "temperature": 1.0}
+    same = {"kind": Fusion.GATE, "trainable": True, "smoothing": 0.0, "n_neighbours": 3, "temperature": 1.0}
     for name, value in same.items():
         assert call(changed(**{name: value})).key() == call().key(), name
     assert call(seed=2).key() == call().key()
