@@ -157,7 +157,7 @@ _RECIPES: dict[Recipe, dict[str, Any]] = {
     },
 }
 
-_SMALL = {"training": {"batch_positions": 512, "learning_rate": 5e-3, "max_epochs": 12}}
+_SMALL = {"training": {"batch_positions": 512, "learning_rate": 5e-3, "max_epochs": 12, "item_std": 0.1}}
 _PRESETS: dict[str, dict[str, Any]] = {
     "sample": {
         "backbone": _SMALL,
