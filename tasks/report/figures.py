@@ -99,7 +99,7 @@ class FigureSpec:
             panel.draw(axes)
             axes.set_title(panel.title)
         if self.legend:
-            figure.legend(handles=[_handle(mark) for mark in self.legend], loc="outside upper left", ncols=4)
+            _add_legend(figure, self.legend)
         return settle(figure)
 
 
@@ -392,6 +392,16 @@ def _forest_legend(scores: Scores, *, paper: bool) -> list[Mark]:
         Mark("ours, not significant", own.colour, own.marker, filled=False),
     ]
     return [*marks, Mark("the paper", PAPER_INK, "o", filled=False)] if paper else marks
+
+
+def _add_legend(figure: Figure, marks: Sequence[Mark]) -> None:
+    """Put the legend above the panels, in as many columns as the figure is wide enough for."""
+    handles = [_handle(mark) for mark in marks]
+    for n_columns in range(min(4, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside upper left", ncols=n_columns)
+        if n_columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _handle(mark: Mark) -> Line2D:

@@ -17,8 +17,10 @@ import pytest
 from p2rec_core.analysis.comparison import Scores
 from p2rec_core.analysis.results import Cell, CellResult, ExperimentResults, ResultsIncomplete
 from tasks.report import names, report_figures, report_markdown, write_report
+from tasks.report.figures import overview
 from tasks.report.files import MARKER, ReportNotWritten, whole_directory
 from tasks.report.sentences import headline
+from tasks.report.style import house_style
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -328,6 +330,18 @@ def test_markdown_has_the_table_and_figures_bring_their_own_bytes(results):
     figures = report_figures(results)
     assert figures["overview"].data_uri.startswith("data:image/png;base64,iVBOR")
     assert figures["overview"].title == "Gain of +P2Rec, cell by cell"
+
+
+def test_a_legend_is_whole_above_a_single_panel(results):
+    spec = overview(Scores(results))
+    with house_style():
+        figure = dataclasses.replace(spec, panels=spec.panels[:1]).combined()
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [mark.label for mark in spec.legend]
+    extent = legend.get_window_extent()
+    assert 0 <= extent.x0 < extent.x1 <= figure.bbox.width
+    assert extent.y1 <= figure.bbox.height
 
 
 def test_numbers_are_written_for_people():
