@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from p2rec_core.sequences import RaggedSequences
-from p2rec_core.training.recommender import EncoderShape, NextItemTraining, TrainedRecommender, train_recommender
+from p2rec_core.training.recommender import (
+    EncoderShape,
+    Knowledge,
+    NextItemTraining,
+    TrainedRecommender,
+    train_recommender,
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -107,6 +113,21 @@ def train() -> Callable[..., TrainedRecommender]:
         )
 
     return train
+
+
+@pytest.fixture(scope="session")
+def given() -> Callable[..., dict[str, Any]]:
+    """What a variant's item table is made of beside the ids, as ``train`` takes it."""
+
+    def given(variant: str, n_items: int, fusion: str = "gate", **knowledge: Any) -> dict[str, Any]:
+        if variant == "base":
+            return {}
+        if variant == "ci":
+            return {"clusters": (np.arange(n_items) % 4).astype(np.int32), "n_clusters": 4}
+        vectors = np.random.default_rng(0).normal(size=(n_items, 12)).astype(np.float32)
+        return {"knowledge": Knowledge(vectors, fusion, **knowledge)}
+
+    return given
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from p2rec_core.fusion import IdTable
 from p2rec_core.ranking import rank_metrics, ranks_of_users
 from p2rec_core.recommender import Recommender, recommender_scorer
 from p2rec_core.settings.sequence_model import EncoderSettings
-from p2rec_core.training.recommender import Knowledge, load_recommender
+from p2rec_core.training.recommender import load_recommender
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -187,14 +187,9 @@ def test_a_shuffled_succession_is_not(cycles, train, tiny_shapes, backbone):
 
 @pytest.mark.parametrize("backbone", [name for name in ENCODERS if name != DEFAULT_BACKBONE])
 @pytest.mark.parametrize("variant", ["ci", "p2rec"])
-def test_every_variant_learns_with_every_encoder(cycles, train, tiny_shapes, backbone, variant):
+def test_every_variant_learns_with_every_encoder(cycles, train, given, tiny_shapes, backbone, variant):
     sequences, targets = cycles(100, 20)
-    vectors = np.random.default_rng(0).normal(size=(20, 12)).astype(np.float32)
-    extra = {
-        "ci": {"clusters": (np.arange(20) % 4).astype(np.int32), "n_clusters": 4},
-        "p2rec": {"knowledge": Knowledge(vectors, "gate")},
-    }[variant]
-    trained = train(sequences, None, 20, backbone=backbone, **QUICK | {"max_epochs": 16} | extra)
+    trained = train(sequences, None, 20, backbone=backbone, **QUICK | {"max_epochs": 16} | given(variant, 20))
     assert hit_rate(trained, sequences, targets, tiny_shapes[backbone]) > 0.9
 
 

@@ -12,7 +12,7 @@ from p2rec_core.errors import DataError, ModelError, SettingsError
 from p2rec_core.ranking import rank_metrics, ranks_of_users
 from p2rec_core.recommender import recommender_scorer
 from p2rec_core.training.loop import FitSettings, fit
-from p2rec_core.training.recommender import EncoderShape, Knowledge, load_recommender
+from p2rec_core.training.recommender import EncoderShape, load_recommender
 from storage.sample import generate_sample
 
 CPU = torch.device("cpu")
@@ -43,28 +43,19 @@ def test_a_shuffled_succession_is_not(cycles, train, tiny_shape):
 
 
 @pytest.mark.parametrize("variant", ["ci", "p2rec"])
-def test_every_variant_learns(cycles, train, tiny_shape, variant):
+def test_every_variant_learns(cycles, train, given, tiny_shape, variant):
     sequences, targets = cycles(120, 20)
-    rng = np.random.default_rng(0)
-    extra = {
-        "ci": {"clusters": (np.arange(20) % 4).astype(np.int32), "n_clusters": 4},
-        "p2rec": {"knowledge": Knowledge(rng.normal(size=(20, 12)).astype(np.float32), "gate", smoothing=0.2)},
-    }[variant]
+    extra = given(variant, 20, smoothing=0.2)
     trained = train(sequences, None, 20, **QUICK | {"max_epochs": 14} | extra)
     assert hit_rate(trained, sequences, targets, tiny_shape) > 0.95
     assert trained.tensors["item_vectors"].shape == (20, 16)
 
 
 @pytest.mark.parametrize("variant", ["base", "ci", "p2rec"])
-def test_every_variant_starts_with_the_spread_that_is_set(cycles, train, variant):
+def test_every_variant_starts_with_the_spread_that_is_set(cycles, train, given, variant):
     sequences, _ = cycles(20, 200)
-    extra = {
-        "base": {},
-        "ci": {"clusters": (np.arange(200) % 4).astype(np.int32), "n_clusters": 4},
-        "p2rec": {"knowledge": Knowledge(np.random.default_rng(0).normal(size=(200, 16)).astype(np.float32), "init")},
-    }[variant]
     still = {"learning_rate": 1e-12, "max_epochs": 1, "patience": None, "item_std": 0.3}
-    vectors = train(sequences, None, 200, **still | extra).tensors["item_vectors"]
+    vectors = train(sequences, None, 200, **still | given(variant, 200, "init")).tensors["item_vectors"]
     # +CI is the sum of two
     assert vectors.std() == pytest.approx(0.3 * (math.sqrt(2) if variant == "ci" else 1), rel=0.15)
 
