@@ -1,7 +1,8 @@
 """A fingerprint of the code that computes a stage.
 
-Two versions of the code have the same fingerprint if they differ in comments, docstrings and layout only. The
-modules are read as text and never imported, so that a fully cached run loads no model code.
+Two versions of the code have the same fingerprint if they differ in comments, docstrings and layout only, whichever
+version of Python reads them. The modules are read as text and never imported, so that a fully cached run loads no
+model code.
 """
 
 import ast
@@ -100,7 +101,20 @@ def normalised_code(source: str, module: str) -> tuple[str, tuple[str, ...]]:
             # "from package import module" imports a module, "from module import name" does not
             imported.update(f"{node.module}.{a.name}" for a in node.names if _is_package(node.module))
     ours = tuple(sorted(m for m in imported if _computes(m) and source_path(m) is not None))
-    return ast.dump(tree), ours
+    return _dumped(tree), ours
+
+
+def _dumped(value: object) -> str:
+    """A syntax tree as text that no version of Python changes by fields that it adds and the code does not use.
+
+    ``ast.dump`` shows empty fields before Python 3.13, among them those that a newer version has added.
+    """
+    if isinstance(value, ast.AST):
+        fields = ((name, field) for name, field in ast.iter_fields(value) if field is not None and field != [])
+        return f"{type(value).__name__}({', '.join(f'{name}={_dumped(field)}' for name, field in fields)})"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_dumped, value))}]"
+    return repr(value)
 
 
 def _parsed(source: str) -> ast.Module:

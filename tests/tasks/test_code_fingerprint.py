@@ -88,6 +88,14 @@ def test_code_does(edit):
     assert normalised_code(OTHER[edit], "m") != normalised_code(CODE, "m")
 
 
+def test_no_version_of_python_adds_fields_of_its_own():
+    """Before 3.13 ``ast.dump`` shows empty fields, and 3.12 has new ones: the keys of a store would go with them."""
+    assert normalised_code("def f(x, /): return g(x)\n", "storage.ingest.x")[0] == (
+        "Module(body=[FunctionDef(name='f', args=arguments(posonlyargs=[arg(arg='x')]), body=[Return(value=Call("
+        "func=Name(id='g', ctx=Load()), args=[Name(id='x', ctx=Load())]))])])"
+    )
+
+
 def test_texts_that_are_used_count():
     one, other = (normalised_code(CODE + f'\nNAME = "{text}"\n', "m") for text in "ab")
     assert one != other
