@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from p2rec_core.errors import ModelError
@@ -140,7 +139,6 @@ def fit(
     Raises:
         ModelError: The loss is not a finite number.
     """
-    accelerator = Accelerator(cpu=device.type == "cpu")
     groups = list(parameter_groups)
     optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
     base_rates = [group["lr"] for group in optimiser.param_groups]
@@ -152,7 +150,6 @@ def fit(
     if checkpointer is not None and (checkpoint := checkpointer.load()) is not None:
         state, best = _restore(checkpoint, trainable, optimiser, names)
         resumed_at = state.n_steps
-    prepared = accelerator.prepare_optimizer(optimiser)
 
     while state.epoch < settings.max_epochs and not _exhausted(state, settings):
         steps = objective.steps(state.epoch)
@@ -167,7 +164,7 @@ def fit(
             for batch in steps[index]:
                 with torch.autocast(device.type, settings.autocast, enabled=settings.autocast is not None):
                     loss = objective.loss(batch)
-                accelerator.backward(loss / total)
+                torch.autograd.backward(loss / total)
                 state.loss_sum += loss.item()
             if not math.isfinite(state.loss_sum):
                 raise ModelError(
@@ -175,9 +172,9 @@ def fit(
                     remedy="Lower the learning rate, or look for non-finite values in the inputs.",
                 )
             if settings.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
-            prepared.step()
-            prepared.zero_grad()
+                nn.utils.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
+            optimiser.step()
+            optimiser.zero_grad()
             state.weight_sum += total
             state.step, state.n_steps = index + 1, state.n_steps + 1
             if checkpointer is not None and checkpointer.due():
