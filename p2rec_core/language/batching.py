@@ -7,8 +7,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_OVERHEAD_TOKENS = {"cpu": 64, "cuda": 4096}
-"""What a pass of a micro-batch costs beside its tokens; it decides how finely a step is cut, nothing else."""
+_PASS_TOKENS = {"cpu": 64, "cuda": 4096}
+
+
+def pass_tokens(device: torch.device) -> int:
+    """What a pass through the model costs beside its tokens, in tokens: it decides how work is cut, nothing else.
+
+    Starting a GPU's kernels one by one takes about as long as an 8B model takes for so many tokens.
+    """
+    return _PASS_TOKENS.get(device.type, _PASS_TOKENS["cuda"])
 
 
 @dataclass(frozen=True)
@@ -128,8 +135,7 @@ def micro_batches(
     """Cut rows of known lengths as suits the device and the model; see ``cut_by_length`` and ``cut_packed``."""
     if packed:
         return cut_packed(rows, lengths, n_extra=n_prompt_tokens, max_tokens=max_tokens)
-    overhead = _OVERHEAD_TOKENS.get(device.type, _OVERHEAD_TOKENS["cuda"])
-    return cut_by_length(rows, lengths, n_extra=n_prompt_tokens, max_tokens=max_tokens, overhead=overhead)
+    return cut_by_length(rows, lengths, n_extra=n_prompt_tokens, max_tokens=max_tokens, overhead=pass_tokens(device))
 
 
-__all__ = ["Sequences", "cut_by_length", "cut_packed", "micro_batches"]
+__all__ = ["Sequences", "cut_by_length", "cut_packed", "micro_batches", "pass_tokens"]

@@ -9,8 +9,9 @@ Design choices:
   Positions therefore count from zero with the family's own rule, and a causal model needs no attention mask
   at all.
 - The instruction is the same for every sequence. A causal model computes its keys and values once for the
-  whole batch (shared prefix); gradients flow through them. In an encoder the instruction attends to the
-  items, so nothing can be shared and every sequence goes through the model whole.
+  whole batch (shared prefix); gradients flow through them. That is a pass of its own, which a GPU's small batch
+  does without. In an encoder the instruction attends to the items, so nothing can be shared and every sequence goes
+  through the model whole.
 - On a CPU an encoder's sequences go through it end to end instead of padded (``packing``).
 - Item embeddings are standardised once and projected to the scale of the prompt's token embeddings.
 """
@@ -26,6 +27,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from p2rec_core.errors import ModelError
+from p2rec_core.language.batching import pass_tokens
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.lora import with_lora
 from p2rec_core.language.packing import PACKABLE, PACKED_ATTENTION, Packing, read_last_tokens
@@ -199,7 +201,7 @@ class ItemLanguageModel(nn.Module):
         body, last = self._body(items, lengths)  # (B, T, E'), (B,)
         if self.packs:
             return self._packed(body, last)
-        if prefix is None and self.shares_prefix:
+        if prefix is None and self.shares_prefix and self._prefix_pays(len(body)):
             prefix = self.encode_prefix()
         states = self._whole(body, last) if prefix is None else self._after_prefix(body, prefix)
         return self._pool(states, last)
@@ -269,6 +271,11 @@ class ItemLanguageModel(nn.Module):
         after = torch.arange(longest + n_response, device=items.device)[None] - lengths[:, None]
         response = self.response[after.clamp(0, n_response - 1)]
         return torch.where((after < 0)[..., None], projected, response), lengths + (n_response - 1)
+
+    def _prefix_pays(self, n_sequences: int) -> bool:
+        """Whether a pass of its own for the instruction saves more tokens than it costs."""
+        device = self.instruction.device
+        return device.type == "cpu" or (n_sequences - 1) * len(self.instruction) > pass_tokens(device)
 
     def _with_instruction(self, body: Tensor) -> Tensor:
         return torch.cat([self.instruction.expand(len(body), -1, -1), body], dim=1)
