@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from p2rec_core.backbones.base import INIT_STD
 from p2rec_core.errors import SettingsError
-
-INIT_STD = 0.02
 
 
 def _with_padding(rows: Tensor) -> Tensor:

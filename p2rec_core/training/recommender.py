@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from p2rec_core.backbones.base import SequenceEncoder, make_encoder
+from p2rec_core.backbones.base import INIT_STD, SequenceEncoder, make_encoder
 from p2rec_core.errors import ModelError
-from p2rec_core.fusion import INIT_STD, ClusterTable, IdTable, SmoothedTable, knowledge_table, nearest_items
+from p2rec_core.fusion import ClusterTable, IdTable, SmoothedTable, knowledge_table, nearest_items
 from p2rec_core.memory import check_item_table
 from p2rec_core.progress import Progress, silent
 from p2rec_core.recommender import OWN_EARLIER, OWN_LAST, NextItemObjective, Recommender
