@@ -11,7 +11,7 @@ TEST_PROCESSES ?= 2
 AUDIT ?= build/audit
 MUTANTS ?=
 
-.PHONY: help setup run beauty test test-slow faults soak mutants audit lint format typecheck imports bench bench-quick serve docs clean
+.PHONY: help setup run beauty test test-slow faults soak mutants audit lint format typecheck imports bench bench-quick bench-gpu serve docs clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk 'BEGIN {FS = ":.*## "} {printf "  %-12s %s\n", $$1, $$2}'
@@ -75,6 +75,9 @@ bench: setup  ## Measure beside RecBole, pandas and plain code: a day, and a lin
 bench-quick: setup  ## The same on the embedded sample: minutes
 	$(BIN)/python benchmarks/hot_paths.py --quick --out $(BENCH)
 	$(BIN)/python benchmarks/peers.py --quick --out $(BENCH)
+
+bench-gpu: setup  ## Language models of real size and recommenders on a GPU: minutes
+	$(BIN)/python benchmarks/gpu_paths.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl
 
 serve: setup  ## Serve the flows, with a Prefect server on this machine and its interface
 	$(BIN)/p2rec serve --store $(STORE)

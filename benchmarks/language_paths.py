@@ -1,6 +1,7 @@
 """The language model's two hot paths beside plain loops of transformers and peft."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from timing import in_turn
 from torch import Tensor, nn
 
 from p2rec_core.language.batching import Sequences
-from p2rec_core.language.finetune import UserObjective, finetune, split_users
+from p2rec_core.language.finetune import FinetuneResult, UserObjective, finetune, split_users
 from p2rec_core.language.knowledge import item_knowledge
 from p2rec_core.language.loading import LanguageModel, load_language_model
 from p2rec_core.language.preference_model import PreferenceLanguageModel
@@ -61,6 +62,16 @@ class Case:
     preferences: NDArray[np.float32]
     settings: FinetuneSettings
 
+    @property
+    def device(self) -> torch.device:
+        """Where both sides compute."""
+        return torch.device(self.own.model.device)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Number format of P2Rec's activations, as the stages choose it; None leaves it to the weights."""
+        return torch.bfloat16 if self.narrow and self.device.type == "cuda" else None
+
     def model(self, *, packed: bool = True) -> PreferenceLanguageModel:
         """The untuned model.
 
@@ -88,16 +99,36 @@ class Case:
 
 
 def case(name: str, sequences: RaggedSequences, n_items: int, n_users: int, *, narrow: bool = False) -> Case:
+    """A language model by its name, on the CPU; see ``case_of``."""
+    language_model = load_language_model(name, seed=1)
+    own = load_language_model(name, dtype="bfloat16", seed=1) if narrow else language_model
+    title = f"{name}, bf16" if narrow else name
+    return case_of(title, language_model, own, sequences, n_items, n_users, narrow=narrow)
+
+
+def case_of(
+    name: str,
+    language_model: LanguageModel,
+    own: LanguageModel,
+    sequences: RaggedSequences,
+    n_items: int,
+    n_users: int,
+    *,
+    narrow: bool,
+    **settings: Any,
+) -> Case:
     """A language model and ``n_users`` users, with users, embeddings and preferences drawn at random.
 
     Args:
-        name: The language model's name.
+        name: What to call it.
+        language_model: The plain loops' model.
+        own: The same as P2Rec reads it.
         sequences: Training parts.
         n_items: N.
         n_users: Users to take.
         narrow: Whether both sides multiply in bfloat16.
+        settings: Of the fine-tuning, where they are not the defaults.
     """
-    language_model = load_language_model(name, seed=1)
     recipe = Recipe.PAPER if language_model.causal else Recipe.DEFAULT
     chosen = pipeline_settings(dataset="sample", recipe=recipe).language_model
     prompt = build_prompt(
@@ -113,16 +144,16 @@ def case(name: str, sequences: RaggedSequences, n_items: int, n_users: int, *, n
     parts = [sequences.items[sequences.offsets[user] : sequences.offsets[user + 1]] for user in users]
     offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
     return Case(
-        f"{name}, bf16" if narrow else name,
+        name,
         language_model,
-        load_language_model(name, dtype="bfloat16", seed=1) if narrow else language_model,
+        own,
         narrow,
         prompt,
         chosen.pooling,
         rng.normal(size=(n_items, WIDTH)).astype(np.float32),
         RaggedSequences(np.concatenate(parts), offsets),
         rng.dirichlet(np.full(N_CLUSTERS, 0.1), size=n_users).astype(np.float32),
-        FinetuneSettings(epochs=1, lora_dropout=0.0, holdout_fraction=0.0),
+        FinetuneSettings(epochs=1, lora_dropout=0.0, holdout_fraction=0.0, **settings),
     )
 
 
@@ -135,22 +166,10 @@ def finetune_row(case: Case, dataset: str, rounds: int) -> Row:
     errors: dict[str, float] = {}
 
     def ours() -> None:
-        trained = np.ones(len(case.embeddings), bool)
-        result = finetune(
-            case.own,
-            case.prompt,
-            case.embeddings,
-            trained,
-            case.sequences.items,
-            case.sequences.offsets,
-            case.preferences,
-            **case.settings.model_dump(),
-            pooling=case.pooling,
-        )
-        errors["ours"] = next(value for _, metric, value in result.history if metric == "train_error")
+        errors["ours"] = next(value for _, metric, value in tuned(case).history if metric == "train_error")
 
     def plain() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=case.narrow):
+        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.narrow):
             errors["plain"] = plain_finetune(case)
 
     timed = in_turn(ours, plain, rounds)
@@ -172,6 +191,23 @@ def finetune_row(case: Case, dataset: str, rounds: int) -> Row:
     )
 
 
+def tuned(case: Case) -> FinetuneResult:
+    """One epoch of P2Rec's fine-tuning."""
+    return finetune(
+        case.own,
+        case.prompt,
+        case.embeddings,
+        np.ones(len(case.embeddings), bool),
+        case.sequences.items,
+        case.sequences.offsets,
+        case.preferences,
+        **case.settings.model_dump(),
+        pooling=case.pooling,
+        device=case.device,
+        autocast=case.autocast,
+    )
+
+
 def plain_finetune(case: Case) -> float:
     """One epoch as one would write it with transformers and peft: every user a row, padded to the step's longest.
 
@@ -189,14 +225,16 @@ def plain_finetune(case: Case) -> float:
     ).steps(0)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+    device = case.device
     warm_up = round(settings.warmup_fraction * len(steps))
     total = 0.0
     for number, step in enumerate(steps):
         users = np.concatenate(step)
         rate = (number + 1) / (warm_up + 1) if number < warm_up else 0.5 * (1 + np.cos(np.pi * number / len(steps)))
         optimiser.param_groups[0]["lr"] = settings.learning_rate * rate
-        target = torch.from_numpy(case.preferences[users])
-        rows = [torch.from_numpy(sequences.items[_place(sequences, user)].astype(np.int64)) for user in users]
+        target = torch.from_numpy(case.preferences[users]).to(device)
+        own = [sequences.items[_place(sequences, user)].astype(np.int64) for user in users]
+        rows = [torch.from_numpy(items).to(device) for items in own]
         error = (plain_forward(model, rows).softmax(-1) - target).square().sum()
         torch.autograd.backward(N_CLUSTERS / 2 * error / len(users))
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -222,24 +260,26 @@ def plain_forward(model: PreferenceLanguageModel, rows: list[Tensor]) -> Tensor:
         torch.cat([model.instruction, model.linear_proj(model.table[row]) * model.item_scale, model.response])
         for row in rows
     ]
-    lengths = torch.tensor([len(text) for text in texts])
+    lengths = torch.tensor([len(text) for text in texts], device=texts[0].device)
     inputs = nn.utils.rnn.pad_sequence(texts, batch_first=True)
-    place = torch.arange(inputs.shape[1])[None]
+    place = torch.arange(inputs.shape[1], device=inputs.device)[None]
     mask = place < lengths[:, None]
-    states = model.lm(inputs_embeds=inputs, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    inputs = inputs.to(model.dtype)
+    states = model.lm(inputs_embeds=inputs, attention_mask=mask.long(), use_cache=False).last_hidden_state.float()
     read = (mask & (place >= len(model.instruction)))[..., None]
-    last = states[torch.arange(len(rows)), lengths - 1]
+    last = states[torch.arange(len(rows), device=states.device), lengths - 1]
     logits: Tensor = model.head(last if model.pooling == "last" else (states * read).sum(1) / read.sum(1))
     return logits
 
 
-def knowledge_row(case: Case, n_items: int, rounds: int) -> Row:
+def knowledge_row(case: Case, n_items: int, rounds: int, *, batch_size: int = 512) -> Row:
     """Seconds of embedding items, each a history of one item.
 
     Args:
         case: The language model.
         n_items: Items to embed.
         rounds: Rounds that count.
+        batch_size: Items that go through P2Rec's model at once.
     """
     model, plain_model = case.model().eval(), case.model(packed=False).eval()
     n_items = min(n_items, len(case.embeddings))
@@ -247,12 +287,16 @@ def knowledge_row(case: Case, n_items: int, rounds: int) -> Row:
 
     @torch.inference_mode()
     def plain() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=case.narrow):
+        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.narrow):
             for start in range(0, n_items, PLAIN_BATCH):
                 batch = items[start : start + PLAIN_BATCH]
-                plain_forward(plain_model, [torch.tensor([item]) for item in batch]).softmax(-1)
+                rows = [torch.tensor([item], device=case.device) for item in batch]
+                plain_forward(plain_model, rows).softmax(-1).cpu()
 
-    timed = in_turn(lambda: item_knowledge(model, items), plain, rounds)
+    def ours() -> None:
+        item_knowledge(model, items, batch_size=batch_size, autocast=case.autocast)
+
+    timed = in_turn(ours, plain, rounds)
     n_prompt = case.prompt.n_tokens
     computed = n_items * (1 + n_prompt)
     if model.shares_prefix:

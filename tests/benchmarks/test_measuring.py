@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from clock import VARIABLE
 from growth import Curve
+from gpu_paths import parsed as parsed_gpu
 from hot_paths import parsed as parsed_paths
 from ingest_run import digest
 from interactions import drawn, written
@@ -271,6 +272,16 @@ def test_options_that_mean_nothing_are_refused(arguments, message, capsys):
 def test_options_of_the_hot_paths_too(arguments, message, capsys):
     with pytest.raises(SystemExit):
         parsed_paths(["--out", "x", *arguments])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--shapes", "llama-4"], "there is no shape 'llama-4'"), (["--items", "0"], "--items is 0; it has to be 1")],
+)
+def test_options_of_the_gpu_too(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parsed_gpu(["--out", "x", *arguments])
     assert message in capsys.readouterr().err
 
 

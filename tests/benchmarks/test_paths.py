@@ -1,5 +1,6 @@
 """The plain ways compute what P2Rec computes, and the quick form runs to its end."""
 
+import argparse
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from catalogue_paths import cross_entropy_row, kmeans_row, neighbours_row
+from gpu_paths import language_rows, random_language_model
 from language_paths import case, finetune_row, plain_forward
 from processes import run_command
 from store_paths import store_rows
@@ -38,6 +40,21 @@ def test_both_ways_of_tuning_have_the_same_curve(narrow):
     assert row.model == ("random-llama-tiny, bf16" if narrow else "random-llama-tiny")
     assert "6 users" in row.note
     assert ("mean training errors" if narrow else "the same mean training error to") in row.note
+
+
+def test_a_drawn_language_model_is_measured_by_itself_too():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = random_language_model("tiny", sizes, torch.device("cpu"))
+    assert model.causal
+    assert model.model.dtype == torch.bfloat16
+    options = argparse.Namespace(users=3, items=8, rounds=1)
+    rows, runs = language_rows(model, SEQUENCES, len(ITEMS), options, "six users", 100.0)
+    assert [(row.model, len(row.ratios)) for row in rows] == [("tiny, bf16", 1)] * 2
+    tuning, knowledge = runs
+    assert (tuning["examples"], knowledge["examples"]) == (len(LENGTHS), 32)
+    assert tuning["tokens"] > LENGTHS.sum()
+    assert all(0 < run["of_bf16_limit"] < 1 and run["notes"] == [] for run in runs)
 
 
 def test_both_sides_of_the_catalogue_agree():
