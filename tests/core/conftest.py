@@ -102,13 +102,14 @@ def train() -> Callable[..., TrainedRecommender]:
         backbone = changes.pop("backbone", "sasrec")
         options = {name: changes.pop(name, value) for name, value in SHAPES.get(backbone, SHAPES["sasrec"]).items()}
         training = {name: changes.pop(name, value) for name, value in TRAINING.items()}
+        device = changes.pop("device", "cpu")
         return train_recommender(
             sequences,
             validation,
             n_items=n_items,
             encoder=EncoderShape(backbone, options),
             training=NextItemTraining(**training),
-            device=torch.device("cpu"),
+            device=torch.device(device),
             **changes,
         )
 
