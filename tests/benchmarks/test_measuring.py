@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clock import VARIABLE
-from growth import Curve
 from gpu_paths import parsed as parsed_gpu
+from growth import Curve
 from hot_paths import parsed as parsed_paths
 from ingest_run import digest
 from interactions import drawn, written
