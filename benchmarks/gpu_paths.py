@@ -11,7 +11,6 @@ sides take the same examples in the same optimiser steps, and multiply in bfloat
 import argparse
 import gc
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -19,20 +18,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import clock
 import numpy as np
 import torch
 from interactions import datasets_directory, written
 from language_paths import Case, case_of, finetune_row, knowledge_row, tuned
-from machine_limits import REPEATS
+from machine_limits import copy_gb_per_s, multiply_gflops, wait_for
 from numpy.typing import NDArray
 from options import checked_options, chosen, option_parser
 from ours_run import loaded, timed_training
 from processes import BenchmarkError
 from report import GIB, Report, Row
+from run_facts import run_facts
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from p2rec_core.backbones.registry import ENCODERS
@@ -42,10 +42,9 @@ from p2rec_core.language.knowledge import item_knowledge
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.runtime import prepared_device
 from p2rec_core.sequences import RaggedSequences
-from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings
+from p2rec_core.settings.pipeline import pipeline_settings
 from p2rec_core.training.recommender import EncoderShape
 from storage.datasets import DATASETS
-from tasks.machine import machine_facts
 
 PARTS = ("recommenders", "language")
 SHAPES: dict[str, dict[str, Any]] = {
@@ -78,7 +77,6 @@ LEARNING_RATE = 1e-4
 """Low, so that two sums of bfloat16 in another order stay near each other over an epoch of a model drawn at random."""
 EPOCHS = 3
 """Epochs of a recommender; the first has the making of windows and the compilation of kernels too."""
-PACKAGES = ("torch", "transformers", "peft")
 SIDE = 8192
 """Rows and columns of the multiplied matrices."""
 COPIED_BYTES = 4 << 30
@@ -97,6 +95,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=4096, help="items that it embeds")
     parser.add_argument("--rounds", type=int, default=1, help="pairs of measurements")
     options = checked_options(parser, arguments, whole=("users", "items", "rounds"))
+    options.quick = False
     options.shapes = chosen(parser, "shape", options.shapes, list(SHAPES))
     options.backbones = chosen(parser, "backbone", options.backbones, sorted(ENCODERS))
     options.dataset = options.dataset or ("beauty" if datasets_directory() is not None else "sample")
@@ -105,29 +104,19 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def gpu_limits(device: torch.device) -> dict[str, float]:
     """Rates of square matrix multiplication, 1e9 operations a second, and of a copy in the GPU's memory, GB/s."""
-    found = {}
-    for name, dtype in (("f32_gflops", torch.float32), ("bf16_gflops", torch.bfloat16)):
-        left, right = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
-        product = torch.empty_like(left)
-        found[name] = 2 * SIDE**3 / _fastest(partial(torch.mm, left, right, out=product), device) / 1e9
-    source = torch.empty(COPIED_BYTES // 4, device=device).normal_()
-    target = torch.empty_like(source)
-    found["copy_gb_per_s"] = 2 * COPIED_BYTES / _fastest(partial(target.copy_, source), device) / 1e9
-    return found
-
-
-def _fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of some calls, after one to warm up."""
-    return min([_timed(work, device)[0] for _ in range(REPEATS + 1)][1:])
+    return {
+        "f32_gflops": multiply_gflops(torch.float32, side=SIDE, device=device),
+        "bf16_gflops": multiply_gflops(torch.bfloat16, side=SIDE, device=device),
+        "copy_gb_per_s": copy_gb_per_s(n_bytes=COPIED_BYTES, device=device),
+    }
 
 
 def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     """Seconds until the device has done the work, and what came of it."""
-    begun = time.perf_counter()
+    begun = clock.now()
     result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun, result
+    wait_for(device)
+    return clock.now() - begun, result
 
 
 def _fresh_memory(device: torch.device) -> None:
@@ -277,11 +266,8 @@ def recommender_run(
 def measure(options: argparse.Namespace) -> Report:
     """Measure everything that was asked for; the report is saved after every part."""
     device = prepared_device("cuda", options.threads)
-    facts: dict[str, Any] = {
-        "command": " ".join(["python benchmarks/gpu_paths.py", *sys.argv[1:]]),
-        "machine": machine_facts(RuntimeSettings(device="cuda", threads=options.threads)),
-        "versions": {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-    }
+    shown = ("parts", "shapes", "backbones", "dataset", "users", "items", "rounds", "clock", "threads")
+    facts = run_facts("gpu_paths.py", options, shown, device="cuda")
     report = Report("gpu", "P2Rec on a GPU", "plain", facts, None, [], {"language": [], "recommenders": []})
     found = gpu_limits(device)
     facts["limits of the GPU"] = {name: round(value) for name, value in found.items()}

@@ -19,24 +19,33 @@ COPIED_BYTES = 256 << 20
 """Size of the array that is copied: far more than a cache holds."""
 
 REPEATS = 7
+CPU = torch.device("cpu")
 
 
-def fastest(work: Callable[[], object]) -> float:
+def wait_for(device: torch.device) -> None:
+    """Return when a GPU has done what it was told; a processor has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def fastest(work: Callable[[], object], device: torch.device = CPU) -> float:
     """Seconds of the fastest of some calls, after one to warm up: a limit is what nothing disturbed."""
     work()
+    wait_for(device)
     seconds = []
     for _ in range(REPEATS):
         begun = clock.now()
         work()
+        wait_for(device)
         seconds.append(clock.now() - begun)
     return min(seconds)
 
 
-def multiply_gflops(dtype: torch.dtype) -> float:
+def multiply_gflops(dtype: torch.dtype, *, side: int = SIDE, device: torch.device = CPU) -> float:
     """Rate of square matrix multiplication, in 1e9 multiplications and additions a second."""
-    left, right = (torch.randn(SIDE, SIDE).to(dtype) for _ in range(2))
-    product = torch.empty(SIDE, SIDE, dtype=dtype)
-    return 2 * SIDE**3 / fastest(lambda: torch.mm(left, right, out=product)) / 1e9
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    return 2 * side**3 / fastest(lambda: torch.mm(left, right, out=product), device) / 1e9
 
 
 def has_bf16() -> bool:
@@ -48,11 +57,11 @@ def has_bf16() -> bool:
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
-def copy_gb_per_s() -> float:
+def copy_gb_per_s(*, n_bytes: int = COPIED_BYTES, device: torch.device = CPU) -> float:
     """Bandwidth of a copy in memory, in 1e9 bytes a second, those read and those written."""
-    source = torch.ones(COPIED_BYTES // 4)
+    source = torch.ones(n_bytes // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * COPIED_BYTES / fastest(lambda: target.copy_(source)) / 1e9
+    return 2 * n_bytes / fastest(lambda: target.copy_(source), device) / 1e9
 
 
 def limits(threads: int) -> dict[str, float | int | None]:

@@ -29,13 +29,14 @@ def keep_to(threads: int) -> None:
         os.sched_setaffinity(0, cores()[:threads])
 
 
-def run_facts(script: str, options: argparse.Namespace, shown: Iterable[str]) -> dict[str, Any]:
+def run_facts(script: str, options: argparse.Namespace, shown: Iterable[str], *, device: str = "cpu") -> dict[str, Any]:
     """Command, machine, load and versions.
 
     Args:
         script: Its name in this directory.
         options: Has ``quick`` and ``threads``.
         shown: Names of the options that decide what is measured; those that are None are left out.
+        device: Where it is measured.
     """
     values = {name: getattr(options, name) for name in shown}
     named = [
@@ -45,7 +46,7 @@ def run_facts(script: str, options: argparse.Namespace, shown: Iterable[str]) ->
     ]
     return {
         "command": " ".join([f"python benchmarks/{script}", *(["--quick"] if options.quick else []), *named]),
-        "machine": machine_facts(RuntimeSettings(threads=options.threads)),
+        "machine": machine_facts(RuntimeSettings(device=device, threads=options.threads)),
         "load average at the start": ", ".join(f"{value:.2f}" for value in os.getloadavg()),
         "versions": {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }

@@ -11,10 +11,7 @@ _PASS_TOKENS = {"cpu": 64, "cuda": 4096}
 
 
 def pass_tokens(device: torch.device) -> int:
-    """What a pass through the model costs beside its tokens, in tokens: it decides how work is cut, nothing else.
-
-    Starting a GPU's kernels one by one takes about as long as an 8B model takes for so many tokens.
-    """
+    """What a pass through the model costs beside its tokens, in tokens: it decides how work is cut, nothing else."""
     return _PASS_TOKENS.get(device.type, _PASS_TOKENS["cuda"])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from p2rec_core.runtime import prepared_device
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.recommender import (
     EncoderShape,
@@ -24,6 +25,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """A GPU, made ready; without one the test is skipped."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    return prepared_device("cuda", 1)
 
 
 def make_ragged(rows: Iterable[Sequence[int]]) -> RaggedSequences:

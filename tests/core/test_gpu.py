@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from p2rec_core.backbones.registry import ENCODERS
 from p2rec_core.recommender import NextItemObjective
-from p2rec_core.runtime import prepared_device
 from p2rec_core.training.recommender import EncoderShape, TrainedRecommender, load_recommender, train_recommender
-
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-
-BACKBONES = ("caser", "fmlp_rec", "gru4rec", "sasrec")
-
-
-@pytest.fixture(scope="module")
-def gpu() -> torch.device:
-    return prepared_device("cuda", 1)
 
 
 def curve(trained: TrainedRecommender, metric: str) -> list[float]:
@@ -26,7 +17,7 @@ def curve(trained: TrainedRecommender, metric: str) -> list[float]:
 
 @pytest.mark.parametrize("learn_repeats", [False, True])
 @pytest.mark.parametrize("variant", ["base", "ci", "p2rec"])
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", sorted(ENCODERS))
 def test_training_agrees_with_that_on_the_processor(
     backbone: str, variant: str, learn_repeats: bool, gpu: torch.device, cycles: Any, train: Any, given: Any
 ) -> None:
@@ -48,7 +39,7 @@ def test_every_fusion_is_trained_there(fusion: str, gpu: torch.device, cycles: A
     np.testing.assert_allclose(curve(there, "loss"), curve(here, "loss"), rtol=2e-3)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", sorted(ENCODERS))
 @pytest.mark.parametrize("more", [{}, {"bf16": True}, {"n_negatives": 8}])
 def test_a_known_succession_is_learned_and_two_trainings_are_one(
     backbone: str, more: dict[str, Any], gpu: torch.device, cycles: Any, tiny_shapes: Any, train_settings: Any
@@ -71,7 +62,7 @@ def test_a_known_succession_is_learned_and_two_trainings_are_one(
         np.testing.assert_array_equal(values, second.tensors[name], err_msg=name)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("backbone", sorted(ENCODERS))
 def test_a_recommender_ranks_there_as_here(backbone: str, gpu: torch.device, cycles: Any, tiny_shapes: Any) -> None:
     sequences, targets = cycles(300, 20)
     shape: EncoderShape = tiny_shapes[backbone]

@@ -13,14 +13,6 @@ from p2rec_core.language.finetune import FinetuneResult, finetune
 from p2rec_core.language.knowledge import build_model, item_knowledge
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.prompt import Prompt
-from p2rec_core.runtime import prepared_device
-
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-
-
-@pytest.fixture(scope="module")
-def gpu() -> torch.device:
-    return prepared_device("cuda", 1)
 
 
 @pytest.fixture
