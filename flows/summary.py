@@ -62,6 +62,8 @@ def language_model_note(report: RunReport) -> str:
     info = report.results["knowledge"].info
     agreement = ", ".join(f"{case} {share:.2f}" for case, share in info["category_agreement"].items())
     read = "embeddings and texts" if info["item_text"] else "embeddings alone, no texts"
+    if any(result.info.get("item_text") for slot, result in report.results.items() if slot.startswith("recommender.")):
+        read += ", which stand beside its states in the item table"
     model = f"language model: {info['language_model']}, reading the items' {read}"
     return f"{model}; its category against the item's cluster: {agreement}"
 

@@ -114,7 +114,7 @@ class _FusedCrossEntropy(torch.autograd.Function):
             grad_table.index_add_(0, targets, left * missing[:, None], alpha=-1)
         grad_bias = None
         if added is not None:
-            grad_bias = added.gradient.index_add(0, added.hit_kinds, missing[added.hits], alpha=-1)
+            grad_bias = added.gradient - _summed_by_kind(missing[added.hits], added.hit_kinds, len(added.gradient))
         ctx.save_for_backward(grad_states, grad_table, grad_bias)
         ctx.dtypes = states.dtype, table.dtype, torch.float32
         return total
@@ -169,11 +169,17 @@ class _Added:
         """Add a chunk's part of the gradient: exponentials of own items times their position's (rows, 1) share."""
         for (_, block), s in zip(tiles, self._slices(start), strict=False):
             row = self._row[s]
-            self.gradient.index_add_(0, self._kind[s], block[row, self._column[s]].float() * share[row, 0])
+            parts = block[row, self._column[s]].float() * share[row, 0]
+            self.gradient += _summed_by_kind(parts, self._kind[s], len(self.gradient))
 
     def _slices(self, start: int) -> list[slice]:
         first = start // self._chunk * self._n_tiles
         return [slice(self._starts[k], self._starts[k + 1]) for k in range(first, first + self._n_tiles)]
+
+
+def _summed_by_kind(values: Tensor, kinds: Tensor, n_kinds: int) -> Tensor:
+    """Sums of values (M,) by their kinds (M,), as a product: a GPU has little to do at once in an ``index_add_``."""
+    return values @ (kinds[:, None] == torch.arange(n_kinds, device=kinds.device)).to(values.dtype)
 
 
 def _places(rivals: Tensor, n_items: int) -> Tensor:

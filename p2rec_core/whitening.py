@@ -14,6 +14,28 @@ def standardised(knowledge: NDArray[np.float32]) -> NDArray[np.float32]:
     return scaled
 
 
+def side_by_side(*blocks: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Embeddings of the same items from several origins, as one: each origin has the same total variance.
+
+    Args:
+        *blocks: float32 (N, D_i); a row of zeros where an origin says nothing of an item.
+
+    Returns:
+        float32 (N, sum of D_i): every block centred over its items and scaled to a mean squared norm of one; items of
+        which a block says nothing are at its centre.
+    """
+    parts = []
+    for block in blocks:
+        known = (block != 0).any(axis=1)
+        part = np.zeros(block.shape, np.float64)
+        if known.any():
+            rows = block[known].astype(np.float64)
+            centred = rows - rows.mean(axis=0)
+            part[known] = centred / max(np.sqrt((centred**2).sum(axis=1).mean()), 1e-12)
+        parts.append(part)
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
 def leading_components(rows: NDArray[np.float32], at_most: int, *, tolerance: float) -> NDArray[np.float32]:
     """The leading principal components, each scaled to unit variance; fewer than asked for where the rank is smaller.
 

@@ -63,13 +63,16 @@ STAGES = (
 )
 """The eight stages in order."""
 
-KNOWLEDGE_SLOTS: dict[KnowledgeSource, tuple[str, ...]] = {
-    KnowledgeSource.TUNED: ("knowledge",),
-    KnowledgeSource.UNTUNED: ("knowledge.untuned",),
-    KnowledgeSource.TEXT: ("text",),
-    KnowledgeSource.BACKBONE: ("backbone",),
-    KnowledgeSource.CATEGORIES: ("knowledge",),
-    KnowledgeSource.RANDOM: (),
+TEXT = "text"
+"""The slot of the items' texts."""
+
+KNOWLEDGE_SLOTS: dict[KnowledgeSource, str | None] = {
+    KnowledgeSource.TUNED: "knowledge",
+    KnowledgeSource.UNTUNED: "knowledge.untuned",
+    KnowledgeSource.TEXT: TEXT,
+    KnowledgeSource.BACKBONE: "backbone",
+    KnowledgeSource.CATEGORIES: "knowledge",
+    KnowledgeSource.RANDOM: None,
 }
 """The slot that +P2Rec's knowledge comes from."""
 
@@ -101,7 +104,6 @@ def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | N
             "fusion.source = text, but the dataset has no item texts.",
             remedy="Import it with `p2rec data import FILE --item-texts FILE`, or choose another fusion.source.",
         )
-    read = texts if lm.item_text or settings.fusion.source is KnowledgeSource.TEXT else None
     beside = _texts_beside(settings, texts)
     slots = [
         Slot("ingest", "import and split", (), lambda refs: ingest_call(source, settings.ingest)),
@@ -140,18 +142,18 @@ def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | N
         _knowledge_slot(settings, beside, tuned=True),
         _knowledge_slot(settings, beside, tuned=False),
     ]
-    if read is not None:
+    if texts is not None:
         slots.insert(
             1,
             Slot(
-                "text",
+                TEXT,
                 "embed the items' texts",
                 ("ingest",),
-                lambda refs: text_call(lm, read.path, read.columns, ingest=refs["ingest"], seed=finetune.seed),
+                lambda refs: text_call(lm, texts.path, texts.columns, ingest=refs["ingest"], seed=finetune.seed),
             ),
         )
     for variant in settings.variants:
-        slots.extend(_recommender_slots(settings, variant))
+        slots.extend(_recommender_slots(settings, texts, variant))
     slots.append(
         Slot(
             NO_LEARNING,
@@ -215,16 +217,17 @@ def cost_slots(settings: PipelineSettings, texts: TextFile | None) -> list[Slot]
 
 def probe_slots(settings: PipelineSettings, texts: TextFile | None) -> list[Slot]:
     """What the knowledge that +P2Rec is given carries by itself; needs a pipeline's ingest and that knowledge."""
-    source = KNOWLEDGE_SLOTS[settings.fusion.source]
+    source, beside = knowledge_slots(settings, texts)
     return [
         Slot(
             PROBE,
             "probe the knowledge",
-            ("ingest", *source),
+            ("ingest", *filter(None, (source, beside))),
             lambda refs: probe_call(
                 settings.fusion,
                 ingest=refs["ingest"],
-                knowledge=refs[source[0]] if source else None,
+                knowledge=refs[source] if source else None,
+                text=refs[beside] if beside else None,
                 seed=settings.recommender.training.seed,
                 item_texts=None if texts is None else texts.path,
             ),
@@ -234,7 +237,19 @@ def probe_slots(settings: PipelineSettings, texts: TextFile | None) -> list[Slot
 
 def _texts_beside(settings: PipelineSettings, texts: TextFile | None) -> tuple[str, ...]:
     """The slot of the items' texts, where the language model reads them beside the backbone's embeddings."""
-    return ("text",) if texts is not None and settings.language_model.item_text else ()
+    return (TEXT,) if texts is not None and settings.language_model.item_text else ()
+
+
+def knowledge_slots(settings: PipelineSettings, texts: TextFile | None) -> tuple[str | None, str | None]:
+    """The slots that +P2Rec's knowledge comes from.
+
+    Returns:
+        That of ``fusion.source``, None where it is noise; and that of the texts that stand beside it, None where none
+        do.
+    """
+    fusion = settings.fusion
+    alone = texts is None or not fusion.item_text or fusion.source in (KnowledgeSource.TEXT, KnowledgeSource.RANDOM)
+    return KNOWLEDGE_SLOTS[fusion.source], None if alone else TEXT
 
 
 def _knowledge_slot(settings: PipelineSettings, beside: tuple[str, ...], *, tuned: bool) -> Slot:
@@ -254,27 +269,25 @@ def _knowledge_slot(settings: PipelineSettings, beside: tuple[str, ...], *, tune
     )
 
 
-def _recommender_slots(settings: PipelineSettings, variant: Variant) -> list[Slot]:
+def _recommender_slots(settings: PipelineSettings, texts: TextFile | None, variant: Variant) -> list[Slot]:
     backbone = settings.recommender.encoder.backbone
     trained = f"recommender.{backbone}.{variant}"
-    extra: tuple[str, ...] = ()
-    if variant is Variant.CI:
-        extra = ("clusters",)
-    elif variant is Variant.P2REC:
-        extra = KNOWLEDGE_SLOTS[settings.fusion.source]
+    clusters = "clusters" if variant is Variant.CI else None
+    knowledge, text = knowledge_slots(settings, texts) if variant is Variant.P2REC else (None, None)
     label = f"{backbone} {VARIANT_TITLES[variant]}"
     return [
         Slot(
             trained,
             f"train {label}",
-            ("ingest", *extra),
+            ("ingest", *filter(None, (clusters, knowledge, text))),
             lambda refs: recommender_call(
                 settings.recommender,
                 variant,
                 settings.fusion,
                 ingest=refs["ingest"],
-                clusters=refs.get("clusters"),
-                knowledge=refs[extra[0]] if variant is Variant.P2REC and extra else None,
+                clusters=refs[clusters] if clusters else None,
+                knowledge=refs[knowledge] if knowledge else None,
+                text=refs[text] if text else None,
             ),
         ),
         Slot(

@@ -9,7 +9,7 @@ import pyarrow as pa
 from p2rec_core.settings.sequence_model import FusionSettings, KnowledgeSource, Whitening
 from storage.artefacts import ArtefactRef
 from tasks.arrays import ragged, targets
-from tasks.recommender import KNOWLEDGE_TABLES, prepared_knowledge
+from tasks.recommender import knowledge_inputs, prepared_knowledge
 from tasks.stage import StageCall, StageContext
 
 
@@ -18,6 +18,7 @@ def probe_call(
     *,
     ingest: ArtefactRef,
     knowledge: ArtefactRef | None,
+    text: ArtefactRef | None = None,
     seed: int,
     item_texts: Path | None = None,
 ) -> StageCall:
@@ -29,6 +30,7 @@ def probe_call(
         fusion: Source and preparation of the knowledge; how it enters the item table changes nothing here.
         ingest: Training parts, validation items and the catalogue.
         knowledge: The artefact of ``fusion.source``; None where that is noise.
+        text: Embeddings of the items' texts that stand beside it; None where none do.
         seed: Seed of the recommender's training, which noise is drawn from.
         item_texts: The table of items' texts; read only where it has a column of categories.
 
@@ -39,10 +41,8 @@ def probe_call(
     from storage.ingest.source import sha256_of
 
     inputs = {name: (ingest, name) for name in ("sequences", "validation", "items")}
+    inputs |= knowledge_inputs(fusion, knowledge, text)
     drawn = fusion.source is KnowledgeSource.RANDOM
-    if not drawn:
-        assert knowledge is not None
-        inputs["knowledge"] = (knowledge, KNOWLEDGE_TABLES[fusion.source][0])
     read = {"source", "whitening"} | ({"n_components"} if drawn or fusion.whitening is Whitening.PCA else set())
     categories = item_texts if item_texts is not None and has_categories(item_texts) else None
 
@@ -84,7 +84,7 @@ def _probe(context: StageContext, fusion: FusionSettings, seed: int, categories:
     schema = pa.schema(list(zip(rows[0], kinds, strict=True)))
     context.writer.table("probes", pa.Table.from_pylist(rows, schema=schema))
     return {
-        "source": str(fusion.source),
+        "source": f"{fusion.source} beside text" if "texts" in context.inputs else str(fusion.source),
         "n_items": len(vectors),
         "width": int(vectors.shape[1]),
         "metrics": [row for row in rows if row["group"] == "all"],

@@ -38,6 +38,9 @@ KNOWLEDGE_TABLES = {
 }
 """Table and column of each source of knowledge."""
 
+READ_OFF_INPUTS = {"item_text"}
+"""Settings of the fusion that the inputs of a stage tell: they are in its key by these."""
+
 
 def recommender_call(
     settings: RecommenderSettings,
@@ -47,6 +50,7 @@ def recommender_call(
     ingest: ArtefactRef,
     clusters: ArtefactRef | None = None,
     knowledge: ArtefactRef | None = None,
+    text: ArtefactRef | None = None,
 ) -> StageCall:
     """The training of one recommender.
 
@@ -57,9 +61,7 @@ def recommender_call(
         ingest: Sequences, validation items and the catalogue.
         clusters: Item clusters.
         knowledge: The artefact of ``fusion.source``; None where that is noise.
-
-    Raises:
-        DataError: The source is the items' texts, and the dataset has none.
+        text: Embeddings of the items' texts that stand beside it; None where none do.
     """
     inputs = {"sequences": (ingest, "sequences"), "items": (ingest, "items")}
     if settings.training.patience is not None:
@@ -69,10 +71,8 @@ def recommender_call(
         assert clusters is not None
         inputs["clusters"] = (clusters, "item_clusters")
     elif variant is Variant.P2REC:
-        if fusion.source is not KnowledgeSource.RANDOM:
-            assert knowledge is not None
-            inputs["knowledge"] = (knowledge, KNOWLEDGE_TABLES[fusion.source][0])
-        chosen["fusion"] = fusion.model_dump(mode="json")
+        inputs |= knowledge_inputs(fusion, knowledge, text)
+        chosen["fusion"] = fusion.model_dump(mode="json", exclude=READ_OFF_INPUTS)
 
     def compute(context: StageContext) -> dict[str, Any]:
         return _train(context, settings, fusion if variant is Variant.P2REC else None)
@@ -99,7 +99,28 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         training=next_item_training(settings.training),
         knowledge=knowledge,
     )
-    return write_trained(context, settings, trained, n_train)
+    more = {} if fusion is None else {"item_text": "texts" in context.inputs}
+    return write_trained(context, settings, trained, n_train) | more
+
+
+def knowledge_inputs(
+    fusion: FusionSettings, knowledge: ArtefactRef | None, text: ArtefactRef | None, prefix: str = ""
+) -> dict[str, tuple[ArtefactRef, str]]:
+    """What ``prepared_knowledge`` reads, as inputs of a stage.
+
+    Args:
+        fusion: The source.
+        knowledge: Its artefact; None where it is noise.
+        text: Embeddings of the items' texts that stand beside it; None where none do.
+        prefix: Before the inputs' names.
+    """
+    inputs = {}
+    if fusion.source is not KnowledgeSource.RANDOM:
+        assert knowledge is not None
+        inputs[f"{prefix}knowledge"] = (knowledge, KNOWLEDGE_TABLES[fusion.source][0])
+    if text is not None:
+        inputs[f"{prefix}texts"] = (text, KNOWLEDGE_TABLES[KnowledgeSource.TEXT][0])
+    return inputs
 
 
 def training_inputs(context: StageContext, settings: RecommenderSettings, n_items: int) -> dict[str, Any]:
@@ -190,7 +211,7 @@ def prepared_knowledge(context: StageContext, fusion: FusionSettings, n_items: i
     """The knowledge embeddings, prepared for the item table.
 
     Args:
-        context: Has the artefact of ``fusion.source`` as its input ``knowledge``, unless that is noise.
+        context: Has the inputs of ``knowledge_inputs``.
         fusion: Source and preparation.
         n_items: N.
         seed: Seed of the recommender's training, which noise is drawn from.
@@ -201,7 +222,7 @@ def prepared_knowledge(context: StageContext, fusion: FusionSettings, n_items: i
     """
     from p2rec_core.errors import ModelError
     from p2rec_core.training.recommender import Knowledge
-    from p2rec_core.whitening import pca_whitened, standardised
+    from p2rec_core.whitening import pca_whitened, side_by_side, standardised
 
     if fusion.source is KnowledgeSource.RANDOM:
         rng = np.random.default_rng((seed, 0x6E6F697365))
@@ -214,6 +235,8 @@ def prepared_knowledge(context: StageContext, fusion: FusionSettings, n_items: i
             f"{bad} of {len(embeddings)} knowledge embeddings are not finite.",
             remedy="Run the stage finetune again with a lower finetune.learning_rate.",
         )
+    if "texts" in context.inputs:
+        embeddings = side_by_side(embeddings, vectors(context.table("texts", ["embedding"]), "embedding"))
     if fusion.whitening is Whitening.PCA:
         embeddings = pca_whitened(embeddings, fusion.n_components)
     elif fusion.whitening is Whitening.STANDARDISE:

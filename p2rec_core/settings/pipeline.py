@@ -153,7 +153,7 @@ _RECIPES: dict[Recipe, dict[str, Any]] = {
             "response": "Response:",
             "pooling": "last",
         },
-        "fusion": {"kind": "gate", "whitening": "none", "smoothing": 0.0},
+        "fusion": {"kind": "gate", "item_text": False, "whitening": "none", "smoothing": 0.0},
     },
 }
 
@@ -166,8 +166,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "finetune": {"epochs": 1},
         "fusion": {"n_components": 32},
     },
-    # by validation: where items have few interactions, smoothing helps; on the denser sample it does harm (docs/log.md)
-    "beauty": {"fusion": {"smoothing": 0.5}},
+    # by validation: texts and smoothing help where items have few interactions; on the denser sample smoothing does harm
+    # (docs/log.md)
+    "beauty": {"fusion": {"item_text": True, "smoothing": 0.5}},
 }
 _TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     "gru4rec": {"learning_rate": 4e-3, "batch_positions": 512, "n_negatives": 2048, "item_std": 0.1},

@@ -194,6 +194,9 @@ class FusionSettings(Settings):
     """How they enter."""
     source: KnowledgeSource = KnowledgeSource.TUNED
     """Which embeddings enter."""
+    item_text: bool = False
+    """Whether the language model's embedding of an item's text, as it came, stands beside them, where the dataset has
+    texts (not beside source = text or random). Worth trying where items have few interactions."""
     whitening: Whitening = Whitening.PCA
     """Treatment of the knowledge embeddings before projection."""
     n_components: int = Field(64, ge=1)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from p2rec_core.backbones.registry import encoder_entry
 from p2rec_core.settings.refresh import RefreshSettings
-from p2rec_core.settings.sequence_model import FusionSettings, KnowledgeSource, RecommenderSettings, Variant
+from p2rec_core.settings.sequence_model import FusionSettings, RecommenderSettings, Variant
 from storage.artefacts import ArtefactRef
 from tasks.recommender import (
-    KNOWLEDGE_TABLES,
+    READ_OFF_INPUTS,
+    knowledge_inputs,
     next_item_training,
     prepared_knowledge,
     training_inputs,
@@ -37,6 +38,8 @@ def continued_recommender_call(
     clusters: ArtefactRef | None = None,
     knowledge: ArtefactRef | None = None,
     previous_knowledge: ArtefactRef | None = None,
+    text: ArtefactRef | None = None,
+    previous_text: ArtefactRef | None = None,
 ) -> StageCall:
     """The training of a recommender that starts from another one of the same settings.
 
@@ -50,6 +53,8 @@ def continued_recommender_call(
         clusters: Item clusters, numbered as those that ``previous`` was trained with.
         knowledge: The artefact of ``fusion.source``; None where that is noise.
         previous_knowledge: The one that ``previous`` was trained with.
+        text: Embeddings of the items' texts that stand beside the knowledge; None where none do.
+        previous_text: Those that ``previous`` was trained with.
     """
     inputs = {
         "sequences": (ingest, "sequences"),
@@ -67,14 +72,11 @@ def continued_recommender_call(
         assert clusters is not None
         inputs["clusters"] = (clusters, "item_clusters")
     elif variant is Variant.P2REC:
-        if fusion.source is not KnowledgeSource.RANDOM:
-            assert knowledge is not None
-            assert previous_knowledge is not None
-            inputs["knowledge"] = (knowledge, KNOWLEDGE_TABLES[fusion.source][0])
-            inputs["previous_knowledge"] = (previous_knowledge, KNOWLEDGE_TABLES[fusion.source][0])
+        inputs |= knowledge_inputs(fusion, knowledge, text)
+        inputs |= knowledge_inputs(fusion, previous_knowledge, previous_text, "previous_")
         if PREPARED in previous.files:
             inputs["previous_prepared"] = (previous, PREPARED)
-        chosen["fusion"] = fusion.model_dump(mode="json")
+        chosen["fusion"] = fusion.model_dump(mode="json", exclude=READ_OFF_INPUTS)
 
     def compute(context: StageContext) -> dict[str, Any]:
         return _train(context, settings, fusion if variant is Variant.P2REC else None, refresh)
@@ -113,7 +115,8 @@ def _train(
         ),
         knowledge=knowledge,
     )
-    return write_trained(context, settings, trained, n_train) | {"n_copied_items": int(learned.sum())}
+    more = {} if fusion is None else {"item_text": "texts" in context.inputs}
+    return write_trained(context, settings, trained, n_train) | more | {"n_copied_items": int(learned.sum())}
 
 
 def _turned_knowledge(context: StageContext, fusion: FusionSettings, n_items: int, seed: int) -> "Knowledge":
@@ -125,6 +128,7 @@ def _turned_knowledge(context: StageContext, fusion: FusionSettings, n_items: in
         before = context.tensors("previous_prepared")["vectors"]
     else:
         n_before = context.table("previous_embeddings", ["item_idx"]).num_rows
-        inputs = {name: context.inputs[f"previous_{name}"] for name in ("knowledge",) if name in context.inputs}
+        read = [name for name in ("knowledge", "texts") if name in context.inputs]
+        inputs = {name: context.inputs[f"previous_{name}"] for name in read}
         before = prepared_knowledge(dataclasses.replace(context, inputs=inputs), fusion, n_before, seed).vectors
     return dataclasses.replace(prepared, vectors=turned_like(prepared.vectors, before))

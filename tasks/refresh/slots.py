@@ -12,7 +12,7 @@ from p2rec_core.settings.pipeline import PipelineSettings
 from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import ArtefactRef, Store
 from storage.snapshots import Snapshot
-from tasks.dag import KNOWLEDGE_SLOTS, Refs, Slot, pipeline_slots
+from tasks.dag import Refs, Slot, knowledge_slots, pipeline_slots
 from tasks.refresh.changes import changes_call
 from tasks.refresh.clusters import continued_clusters_call
 from tasks.refresh.comparison import comparison_call
@@ -130,7 +130,7 @@ def _going_on(settings: PipelineSettings, source: Path, texts: TextFile | None, 
 
     def recommender(refs: Refs) -> StageCall:
         variant = Variant(slot.name.split(".")[-1])
-        origin = KNOWLEDGE_SLOTS[settings.fusion.source] if variant is Variant.P2REC else ()
+        source, beside = knowledge_slots(settings, texts) if variant is Variant.P2REC else (None, None)
         return continued_recommender_call(
             settings.recommender,
             variant,
@@ -139,8 +139,10 @@ def _going_on(settings: PipelineSettings, source: Path, texts: TextFile | None, 
             ingest=refs["ingest"],
             previous=current[slot.name],
             clusters=refs.get("clusters"),
-            knowledge=refs[origin[0]] if origin else None,
-            previous_knowledge=current[origin[0]] if origin else None,
+            knowledge=refs[source] if source else None,
+            previous_knowledge=current[source] if source else None,
+            text=refs[beside] if beside else None,
+            previous_text=current[beside] if beside else None,
         )
 
     known = {

@@ -17,7 +17,7 @@ from p2rec_core.fusion import (
     knowledge_table,
     nearest_items,
 )
-from p2rec_core.whitening import pca_whitened, standardised
+from p2rec_core.whitening import pca_whitened, side_by_side, standardised
 
 N, D, E, K = 9, 6, 11, 3
 
@@ -177,6 +177,28 @@ def test_standardised(n, width, seed):
 def test_a_constant_dimension_becomes_zero(value, n):
     rows = standardised(np.full((n, 2), value, np.float32))
     assert np.abs(rows).max() < 1e-6
+
+
+def test_embeddings_side_by_side_count_as_much_as_each_other():
+    one, other = knowledge(200), 1000 * knowledge(200, width=3, seed=1)
+    both = side_by_side(one, other)
+    assert both.dtype == np.float32
+    assert both.shape == (200, E + 3)
+    np.testing.assert_allclose(both.mean(0), 0, atol=1e-5)
+    for block, own in ((both[:, :E], one), (both[:, E:], other)):
+        assert (block**2).sum(1).mean() == pytest.approx(1, rel=1e-5)
+        centred = own.astype(np.float64) - own.mean(0, dtype=np.float64)
+        np.testing.assert_allclose(block * np.sqrt((centred**2).sum(1).mean()), centred, rtol=1e-3, atol=1e-3)
+
+
+def test_an_item_of_which_nothing_is_said_is_at_the_centre():
+    one, other = knowledge(50), knowledge(50, width=3, seed=1)
+    other[7] = 0
+    both = side_by_side(one, other)
+    assert not both[7, E:].any()
+    assert both[7, :E].any()
+    np.testing.assert_array_equal(np.delete(both[:, E:], 7, 0), side_by_side(np.delete(other, 7, 0)))
+    assert not side_by_side(one, np.zeros((50, 3), np.float32))[:, E:].any()
 
 
 @pytest.mark.parametrize("n_components", [1, 4, E])

@@ -46,6 +46,7 @@ SETTINGS = [
     "language_model.name_or_path=random-llama-tiny",
     "finetune.epochs=1",
     "fusion.n_components=8",
+    "fusion.item_text=true",
     'variants=["base", "p2rec"]',
     "runtime.threads=1",
     # nothing is learned in so few epochs that a metric could stand for

@@ -1,17 +1,16 @@
 """The probe of knowledge as a cached stage."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from p2rec_core.probes import category_probe, copurchase_probe, next_item_probe
 from p2rec_core.settings.sequence_model import Fusion, FusionSettings, KnowledgeSource, Whitening
-from p2rec_core.whitening import pca_whitened, standardised
+from p2rec_core.whitening import pca_whitened, side_by_side, standardised
 from storage.sample import generate_sample, write_sample
 from tasks.arrays import ragged, targets, vectors
 from tasks.probes import probe_call
 from tasks.stage import Outcome, StageCall, StageResult, run_stage
+from tasks.text import text_call
 
 FUSION = FusionSettings(n_components=8)
 
@@ -20,12 +19,10 @@ FUSION = FusionSettings(n_components=8)
 def call(finished):
     """The probe of a source of knowledge."""
 
-    def call(
-        fusion: FusionSettings = FUSION, *, knowledge: str = "knowledge", seed: int = 1, item_texts: Path | None = None
-    ) -> StageCall:
+    def call(fusion: FusionSettings = FUSION, *, knowledge: str = "knowledge", seed: int = 1, **more) -> StageCall:
         drawn = fusion.source is KnowledgeSource.RANDOM
         given = None if drawn else finished.refs[knowledge]
-        return probe_call(fusion, ingest=finished.refs["ingest"], knowledge=given, seed=seed, item_texts=item_texts)
+        return probe_call(fusion, ingest=finished.refs["ingest"], knowledge=given, seed=seed, **more)
 
     return call
 
@@ -80,6 +77,23 @@ def test_other_preparations_and_sources_are_probed_as_they_are(copied, call, run
         [row] = [row for row in result.info["metrics"] if row["probe"] == "copurchase"]
         assert row["value"] == copurchase_probe(prepared, sequences).value
         assert result.info["width"] == knowledge.shape[1]
+
+
+def test_texts_stand_beside_the_knowledge(tmp_path, copied, call, run):
+    ingest = copied.store.load(copied.refs["ingest"])
+    item_ids = ingest.table("items", ["item_id"]).column("item_id").to_pylist()
+    file = tmp_path / "texts.tsv"
+    lines = [f"{item_id}\t{'red' if i % 2 else 'green'} thing {i % 5}" for i, item_id in enumerate(item_ids)]
+    file.write_text("\n".join(["item_id\ttitle", *lines]) + "\n", encoding="utf-8")
+    text = run(text_call(copied.settings.language_model, file, None, ingest=copied.refs["ingest"], seed=1)).ref
+    tuned = vectors(copied.store.load(copied.refs["knowledge"]).table("item_knowledge"), "knowledge")
+    said = vectors(copied.store.load(text).table("item_texts"), "embedding")
+    result = run(call(text=text))
+    assert result.info["source"] == "tuned beside text"
+    prepared = pca_whitened(side_by_side(tuned, said), 8)
+    [row] = [row for row in result.info["metrics"] if row["probe"] == "copurchase"]
+    assert row["value"] == copurchase_probe(prepared, ragged(ingest.table("sequences"))).value
+    assert call(text=text).key() != call().key()
 
 
 def test_the_true_category_comes_from_the_table_of_item_texts(tmp_path, copied, call, run):
