@@ -38,9 +38,6 @@ KNOWLEDGE_TABLES = {
 }
 """Table and column of each source of knowledge."""
 
-READ_OFF_INPUTS = {"item_text"}
-"""Settings of the fusion that the inputs of a stage tell: they are in its key by these."""
-
 
 def recommender_call(
     settings: RecommenderSettings,
@@ -72,7 +69,7 @@ def recommender_call(
         inputs["clusters"] = (clusters, "item_clusters")
     elif variant is Variant.P2REC:
         inputs |= knowledge_inputs(fusion, knowledge, text)
-        chosen["fusion"] = fusion.model_dump(mode="json", exclude=READ_OFF_INPUTS)
+        chosen["fusion"] = fusion.model_dump(mode="json") | {"item_text": text is not None}
 
     def compute(context: StageContext) -> dict[str, Any]:
         return _train(context, settings, fusion if variant is Variant.P2REC else None)
@@ -99,8 +96,7 @@ def _train(context: StageContext, settings: RecommenderSettings, fusion: FusionS
         training=next_item_training(settings.training),
         knowledge=knowledge,
     )
-    more = {} if fusion is None else {"item_text": "texts" in context.inputs}
-    return write_trained(context, settings, trained, n_train) | more
+    return write_trained(context, settings, trained, n_train)
 
 
 def knowledge_inputs(
@@ -202,6 +198,7 @@ def write_trained(
         "resumed_at_step": fit.resumed_at_step,
         "best": {metric: value for epoch, metric, value in fit.history if epoch == fit.best_epoch},
         "n_untrained_items": int((n_train == 0).sum()),
+        "item_text": "texts" in context.inputs,
         "n_parameters": int(sum(np.prod(t.shape) for n, t in trained.tensors.items() if n != "item_vectors")),
         "notes": list(fit.notes),
     }

@@ -166,7 +166,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "finetune": {"epochs": 1},
         "fusion": {"n_components": 32},
     },
-    # by validation: texts and smoothing help where items have few interactions; on the denser sample smoothing does harm
+    # by validation: texts and smoothing help where items have few interactions; smoothing harms the denser sample
     # (docs/log.md)
     "beauty": {"fusion": {"item_text": True, "smoothing": 0.5}},
 }

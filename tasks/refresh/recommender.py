@@ -11,7 +11,6 @@ from p2rec_core.settings.refresh import RefreshSettings
 from p2rec_core.settings.sequence_model import FusionSettings, RecommenderSettings, Variant
 from storage.artefacts import ArtefactRef
 from tasks.recommender import (
-    READ_OFF_INPUTS,
     knowledge_inputs,
     next_item_training,
     prepared_knowledge,
@@ -76,7 +75,7 @@ def continued_recommender_call(
         inputs |= knowledge_inputs(fusion, previous_knowledge, previous_text, "previous_")
         if PREPARED in previous.files:
             inputs["previous_prepared"] = (previous, PREPARED)
-        chosen["fusion"] = fusion.model_dump(mode="json", exclude=READ_OFF_INPUTS)
+        chosen["fusion"] = fusion.model_dump(mode="json") | {"item_text": text is not None}
 
     def compute(context: StageContext) -> dict[str, Any]:
         return _train(context, settings, fusion if variant is Variant.P2REC else None, refresh)
@@ -115,8 +114,7 @@ def _train(
         ),
         knowledge=knowledge,
     )
-    more = {} if fusion is None else {"item_text": "texts" in context.inputs}
-    return write_trained(context, settings, trained, n_train) | more | {"n_copied_items": int(learned.sum())}
+    return write_trained(context, settings, trained, n_train) | {"n_copied_items": int(learned.sum())}
 
 
 def _turned_knowledge(context: StageContext, fusion: FusionSettings, n_items: int, seed: int) -> "Knowledge":

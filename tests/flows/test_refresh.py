@@ -247,6 +247,8 @@ def test_a_refused_night_is_kept_told_and_rolled_past(
 def test_what_cannot_be_refreshed_is_named(copied: House, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="was made with other settings than these: clusters: max_iter"):
         refreshed(copied, "clusters.max_iter=7")
+    with pytest.raises(SettingsError, match=r"other settings than these: recommender\.sasrec\.p2rec: fusion"):
+        refreshed(copied, "fusion.item_text=false")
     with pytest.raises(SettingsError, match=r"refresh\.gate_k = 7 is none of evaluation\.cutoffs = \[5, 10\]"):
         refreshed(copied, "refresh.gate_k=7")
     with pytest.raises(SettingsError, match=r"it has no knowledge\.untuned"):
