@@ -62,10 +62,10 @@ def language_model_note(report: RunReport) -> str:
     info = report.results["knowledge"].info
     agreement = ", ".join(f"{case} {share:.2f}" for case, share in info["category_agreement"].items())
     read = "embeddings and texts" if info["item_text"] else "embeddings alone, no texts"
-    if any(result.info.get("item_text") for slot, result in report.results.items() if slot.startswith("recommender.")):
-        read += ", which stand beside its states in the item table"
     model = f"language model: {info['language_model']}, reading the items' {read}"
-    return f"{model}; its category against the item's cluster: {agreement}"
+    trained = [result for slot, result in report.results.items() if slot.startswith("recommender.")]
+    beside = "; the texts stand beside its states" if any(result.info.get("item_text") for result in trained) else ""
+    return f"{model}{beside}; its category against the item's cluster: {agreement}"
 
 
 def cold_note(report: RunReport) -> str:

@@ -63,13 +63,10 @@ STAGES = (
 )
 """The eight stages in order."""
 
-TEXT = "text"
-"""The slot of the items' texts."""
-
 KNOWLEDGE_SLOTS: dict[KnowledgeSource, str | None] = {
     KnowledgeSource.TUNED: "knowledge",
     KnowledgeSource.UNTUNED: "knowledge.untuned",
-    KnowledgeSource.TEXT: TEXT,
+    KnowledgeSource.TEXT: "text",
     KnowledgeSource.BACKBONE: "backbone",
     KnowledgeSource.CATEGORIES: "knowledge",
     KnowledgeSource.RANDOM: None,
@@ -146,7 +143,7 @@ def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | N
         slots.insert(
             1,
             Slot(
-                TEXT,
+                "text",
                 "embed the items' texts",
                 ("ingest",),
                 lambda refs: text_call(lm, texts.path, texts.columns, ingest=refs["ingest"], seed=finetune.seed),
@@ -237,7 +234,7 @@ def probe_slots(settings: PipelineSettings, texts: TextFile | None) -> list[Slot
 
 def _texts_beside(settings: PipelineSettings, texts: TextFile | None) -> tuple[str, ...]:
     """The slot of the items' texts, where the language model reads them beside the backbone's embeddings."""
-    return (TEXT,) if texts is not None and settings.language_model.item_text else ()
+    return ("text",) if texts is not None and settings.language_model.item_text else ()
 
 
 def knowledge_slots(settings: PipelineSettings, texts: TextFile | None) -> tuple[str | None, str | None]:
@@ -249,7 +246,7 @@ def knowledge_slots(settings: PipelineSettings, texts: TextFile | None) -> tuple
     """
     fusion = settings.fusion
     alone = texts is None or not fusion.item_text or fusion.source in (KnowledgeSource.TEXT, KnowledgeSource.RANDOM)
-    return KNOWLEDGE_SLOTS[fusion.source], None if alone else TEXT
+    return KNOWLEDGE_SLOTS[fusion.source], None if alone else "text"
 
 
 def _knowledge_slot(settings: PipelineSettings, beside: tuple[str, ...], *, tuned: bool) -> Slot:

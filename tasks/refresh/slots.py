@@ -130,7 +130,7 @@ def _going_on(settings: PipelineSettings, source: Path, texts: TextFile | None, 
 
     def recommender(refs: Refs) -> StageCall:
         variant = Variant(slot.name.split(".")[-1])
-        source, beside = knowledge_slots(settings, texts) if variant is Variant.P2REC else (None, None)
+        origin, beside = knowledge_slots(settings, texts) if variant is Variant.P2REC else (None, None)
         return continued_recommender_call(
             settings.recommender,
             variant,
@@ -139,8 +139,8 @@ def _going_on(settings: PipelineSettings, source: Path, texts: TextFile | None, 
             ingest=refs["ingest"],
             previous=current[slot.name],
             clusters=refs.get("clusters"),
-            knowledge=refs[source] if source else None,
-            previous_knowledge=current[source] if source else None,
+            knowledge=refs[origin] if origin else None,
+            previous_knowledge=current[origin] if origin else None,
             text=refs[beside] if beside else None,
             previous_text=current[beside] if beside else None,
         )

@@ -16,6 +16,7 @@ from flows.cli.refresh import refresh as refresh_command
 from flows.pipeline import pipeline
 from flows.refresh import REFUSED, refresh
 from flows.refresh_report import RefreshReport
+from flows.summary import language_model_note
 from p2rec_core.errors import DataError, RefreshRefused, SettingsError, StoreError
 from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
@@ -175,6 +176,11 @@ def test_texts_that_are_the_same_are_copied(first_night: tuple[House, RefreshRep
     before, after = (vectors(house.slots(n)["text"].table("item_texts"), "embedding") for n in (1, 2))
     np.testing.assert_array_equal(after[: len(before)], before)
     assert report.run.results["text"].info["n_embedded"] == report.changes["n_new_items"]
+
+
+def test_the_summary_tells_where_texts_are_read(first_night: tuple[House, RefreshReport]) -> None:
+    note = language_model_note(first_night[1].run)
+    assert "reading the items' embeddings and texts; the texts stand beside its states; its category against" in note
 
 
 def test_the_gate_is_in_the_record_and_in_prefect(first_night: tuple[House, RefreshReport]) -> None:
