@@ -39,10 +39,13 @@ class RandomLlama:
     intermediate_size: int
 
 
-RANDOM_MODELS = {
+RANDOM_MODELS: dict[str, RandomLlama | str] = {
+    "random-MiniLM-L6-v2": MINILM,
     "random-llama-small": RandomLlama(hidden_size=256, n_layers=4, n_heads=4, intermediate_size=688),
     "random-llama-tiny": RandomLlama(hidden_size=64, n_layers=2, n_heads=2, intermediate_size=172),
 }
+"""Models whose weights are drawn at random: their shape, or the model whose shape and tokenizer they have, so that
+what pre-training adds can be told."""
 BUILT_IN_NAMES = (MINILM, *RANDOM_MODELS)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig, LlamaModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, LlamaConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -30,6 +30,7 @@ from p2rec_core.language.bfloat16 import multiply_in_bfloat16
 from p2rec_core.language.identity import (
     BUILT_IN_NAMES,
     RANDOM_MODELS,
+    RandomLlama,
     minilm_directory,
     model_identity,
     resolve_model,
@@ -75,8 +76,8 @@ def load_language_model(
     """Load a language model from what is on this machine.
 
     Args:
-        name_or_path: ``all-MiniLM-L6-v2``, ``random-llama-small``, ``random-llama-tiny``, a directory with
-            safetensors weights, or the name of a repository in the local Hugging Face cache.
+        name_or_path: ``all-MiniLM-L6-v2``, ``random-MiniLM-L6-v2``, ``random-llama-small``, ``random-llama-tiny``, a
+            directory with safetensors weights, or the name of a repository in the local Hugging Face cache.
         revision: Commit or branch of the repository; only for names of repositories.
         dtype: ``float32`` or ``bfloat16``: number format of the frozen weights. On a CPU ``bfloat16`` is that of linear
             layers' weights and products alone.
@@ -104,7 +105,7 @@ def load_language_model(
                 remedy="Use quantisation 'none'.",
             )
         tokenizer = _tokenizer(minilm_directory())
-        model = _random_llama(name_or_path, tokenizer, seed)
+        model = _random_model(name_or_path, tokenizer, seed)
         model = model.to(device=device, dtype=torch.float32 if narrow_products else _DTYPES[dtype])
     else:
         directory = resolve_model(name_or_path, revision)
@@ -141,9 +142,20 @@ def _tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def _random_llama(name: str, tokenizer: Any, seed: int) -> Any:
+def _random_model(name: str, tokenizer: Any, seed: int) -> Any:
     shape = RANDOM_MODELS[name]
-    config = LlamaConfig(
+    config = (
+        _llama_config(shape, tokenizer)
+        if isinstance(shape, RandomLlama)
+        else _configuration(resolve_model(shape, None))
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _without_pooler(AutoModel.from_config(config))
+
+
+def _llama_config(shape: RandomLlama, tokenizer: Any) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -155,9 +167,6 @@ def _random_llama(name: str, tokenizer: Any, seed: int) -> Any:
         bos_token_id=None,
         eos_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaModel(config)
 
 
 def _check_files(directory: Path) -> None:
@@ -189,7 +198,12 @@ def _check_files(directory: Path) -> None:
         raise ModelError(f"{directory} holds no safetensors file but {found}.", remedy=_SAFETENSORS_REMEDY)
 
 
-def _pretrained(directory: Path, dtype: torch.dtype, quantisation: str, device: torch.device) -> Any:
+def _configuration(directory: Path) -> Any:
+    """A model's configuration without dropout.
+
+    Raises:
+        ModelError: It cannot be read, or is that of an encoder-decoder.
+    """
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -204,6 +218,18 @@ def _pretrained(directory: Path, dtype: torch.dtype, quantisation: str, device: 
         )
     _is_causal(config, str(directory))
     _without_dropout(config)
+    return config
+
+
+def _without_pooler(model: Any) -> Any:
+    """The model without the layer whose output would be computed and thrown away."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
+
+
+def _pretrained(directory: Path, dtype: torch.dtype, quantisation: str, device: torch.device) -> Any:
+    config = _configuration(directory)
     placement: dict[str, Any] = {}
     if quantisation != "none":
         placement = {
@@ -232,8 +258,7 @@ def _pretrained(directory: Path, dtype: torch.dtype, quantisation: str, device: 
             f"The weights in {directory} lack {len(missing)} tensors of the model, such as {missing[0]}.",
             remedy=_SAFETENSORS_REMEDY,
         )
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # its output would be computed and thrown away
+    model = _without_pooler(model)
     return model if placement else model.to(device)
 
 

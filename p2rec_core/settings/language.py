@@ -36,8 +36,9 @@ class LanguageModelSettings(Settings):
     """Which language model is used and how it is addressed."""
 
     name_or_path: str = Field("all-MiniLM-L6-v2", min_length=1)
-    """A built-in name (``all-MiniLM-L6-v2``, ``random-llama-small``), a directory with safetensors weights,
-    or the name of a model in the local Hugging Face cache."""
+    """A built-in name (``all-MiniLM-L6-v2``, ``random-MiniLM-L6-v2``, ``random-llama-small``, the latter two with
+    weights drawn at random), a directory with safetensors weights, or the name of a model in the local Hugging Face
+    cache."""
     revision: str | None = None
     """Commit of the model repository; only for names."""
     dtype: Dtype = Dtype.FLOAT32

@@ -65,7 +65,7 @@ def test_unknown_name_tells_where_it_was_looked_for(tmp_path: Path, monkeypatch:
     message = str(error.value)
     assert "no language model 'some/model': it is not a directory" in message
     assert f"{tmp_path / 'hub'} holds no repository of that name at revision 'abc'" in message
-    assert "all-MiniLM-L6-v2, random-llama-small, random-llama-tiny" in message
+    assert "all-MiniLM-L6-v2, random-MiniLM-L6-v2, random-llama-small, random-llama-tiny" in message
 
 
 def test_missing_path(tmp_path: Path) -> None:
@@ -176,6 +176,21 @@ def test_identity_follows_weights_config_and_tokenizer(save_model: Callable[...,
         assert model_identity(str(directory)) != first
     (save_model(seed=0, name="f") / "README.md").write_text("words")
     assert model_identity(str(save_model(seed=0, name="f"))) == first
+
+
+@needs_minilm
+def test_random_minilm_has_the_shape_and_words_of_the_trained_one_and_other_weights() -> None:
+    trained, drawn, again = (load_language_model(name, seed=3) for name in (MINILM, *("random-MiniLM-L6-v2",) * 2))
+    assert (drawn.random_init, drawn.causal, drawn.label) == (True, False, "random-MiniLM-L6-v2 (random-init)")
+    assert drawn.tokenizer("a red lipstick") == trained.tokenizer("a red lipstick")
+    theirs, ours, same = (language_model.model.state_dict() for language_model in (trained, drawn, again))
+    assert {n: w.shape for n, w in theirs.items()} == {n: w.shape for n, w in ours.items()}
+    assert all(torch.equal(w, same[n]) for n, w in ours.items())
+    matrices = {n for n, w in ours.items() if w.ndim == 2}
+    assert matrices
+    assert not any(torch.allclose(ours[n], theirs[n], atol=1e-3) for n in matrices)
+    words = torch.tensor([[101, 2417, 102]])
+    assert torch.equal(drawn.model.train()(words).last_hidden_state, drawn.model.train()(words).last_hidden_state)
 
 
 def test_random_models_differ_in_identity() -> None:
