@@ -214,10 +214,8 @@ def prepared_knowledge(context: StageContext, fusion: FusionSettings, n_items: i
         seed: Seed of the recommender's training, which noise is drawn from.
 
     Raises:
-        ModelError: A knowledge embedding is not finite.
         DataError: More components are asked for than the embeddings have rank.
     """
-    from p2rec_core.errors import ModelError
     from p2rec_core.training.recommender import Knowledge
     from p2rec_core.whitening import pca_whitened, side_by_side, standardised
 
@@ -226,12 +224,6 @@ def prepared_knowledge(context: StageContext, fusion: FusionSettings, n_items: i
         embeddings = rng.standard_normal((n_items, fusion.n_components)).astype(np.float32)
     else:
         embeddings = vectors(context.table("knowledge"), KNOWLEDGE_TABLES[fusion.source][1])
-    bad = int((~np.isfinite(embeddings)).any(axis=1).sum())
-    if bad:
-        raise ModelError(
-            f"{bad} of {len(embeddings)} knowledge embeddings are not finite.",
-            remedy="Run the stage finetune again with a lower finetune.learning_rate.",
-        )
     if "texts" in context.inputs:
         embeddings = side_by_side(embeddings, vectors(context.table("texts", ["embedding"]), "embedding"))
     if fusion.whitening is Whitening.PCA:
