@@ -13,10 +13,8 @@ import gc
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,11 @@ from machine_limits import copy_gb_per_s, multiply_gflops, wait_for
 from numpy.typing import NDArray
 from options import checked_options, chosen, option_parser
 from ours_run import loaded, timed_training
-from processes import BenchmarkError
-from report import GIB, Report, Row
+from report import GIB, Report, Row, measured
 from run_facts import run_facts
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
 from p2rec_core.backbones.registry import ENCODERS
-from p2rec_core.errors import P2RecError
 from p2rec_core.language.identity import minilm_directory
 from p2rec_core.language.knowledge import item_knowledge
 from p2rec_core.language.loading import LanguageModel
@@ -290,21 +286,5 @@ def measure(options: argparse.Namespace) -> Report:
     return report
 
 
-def main() -> int:
-    """Measure, print and save."""
-    options = parsed()
-    begun = time.perf_counter()
-    try:
-        report = measure(options)
-    except BenchmarkError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except P2RecError as error:
-        print(error.problem, error.remedy, file=sys.stderr)
-        return error.exit_status
-    report.finish(options.out, options.history, time.perf_counter() - begun, datetime.now(UTC))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measured(measure, parsed()))

@@ -11,10 +11,8 @@ import argparse
 import itertools
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from catalogue_paths import catalogue_rows
@@ -24,12 +22,10 @@ from machine_limits import has_bf16, limits
 from options import checked_options, option_parser
 from ours_run import loaded
 from pipeline_paths import command_line_rows, run_rows
-from processes import BenchmarkError
-from report import Report, Row
+from report import Report, Row, measured
 from run_facts import keep_to, run_facts
 from store_paths import store_rows
 
-from p2rec_core.errors import P2RecError
 from p2rec_core.runtime import prepared_device
 from storage.datasets import DATASETS
 
@@ -100,21 +96,5 @@ def measure(options: argparse.Namespace) -> Report:
     return report
 
 
-def main() -> int:
-    """Measure, print and save."""
-    options = parsed()
-    begun = time.perf_counter()
-    try:
-        report = measure(options)
-    except BenchmarkError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except P2RecError as error:
-        print(error.problem, error.remedy, file=sys.stderr)
-        return error.exit_status
-    report.finish(options.out, options.history, time.perf_counter() - begun, datetime.now(UTC))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measured(measure, parsed()))

@@ -11,9 +11,7 @@ that a machine that slows down or speeds up favours neither. See docs/how-to/ben
 import argparse
 import sys
 import tempfile
-import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,9 @@ from machine_limits import limits
 from peer_environment import LOCK, peer_python
 from peer_options import parsed
 from peer_rows import EVALUATE_REPEATS, PEER_BATCH, Sides, evaluate_row, ingest_rows, load_row, train_rows
-from processes import BenchmarkError
-from report import Report, Row
+from report import Report, Row, measured
 from run_facts import keep_to, run_facts
 
-from p2rec_core.errors import P2RecError
 from storage.datasets import DIRECTORY_VARIABLE
 
 SHOWN = (
@@ -60,6 +56,8 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> Report:
     """Measure everything that was asked for; the report is saved after every part."""
+    if not options.quick and datasets_directory() is None:
+        print(f"{DIRECTORY_VARIABLE} is not set: measuring the synthetic sample, which says little of real data.")
     keep_to(options.threads)
     report = Report("peers", "P2Rec beside RecBole and pandas", "the other side", facts(options), None, [], {})
     if "limits" in options.parts:
@@ -100,23 +98,5 @@ def _keep(report: Report, part: str, folder: Path, rows: Row | list[Row], runs: 
     report.save(folder)
 
 
-def main() -> int:
-    """Measure, print and save."""
-    options = parsed()
-    begun = time.perf_counter()
-    if not options.quick and datasets_directory() is None:
-        print(f"{DIRECTORY_VARIABLE} is not set: measuring the synthetic sample, which says little of real data.")
-    try:
-        report = measure(options)
-    except BenchmarkError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except P2RecError as error:
-        print(error.problem, error.remedy, file=sys.stderr)
-        return error.exit_status
-    report.finish(options.out, options.history, time.perf_counter() - begun, datetime.now(UTC))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measured(measure, parsed()))

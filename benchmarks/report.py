@@ -1,12 +1,19 @@
 """What a benchmark leaves: rows of ratios as Markdown, JSON and a picture, and a line of history."""
 
+import argparse
 import json
 import statistics
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from processes import BenchmarkError
+
+from p2rec_core.errors import P2RecError
 
 GIB = 1 << 30
 
@@ -207,6 +214,29 @@ class Report:
         if history is not None:
             self.remember(history, now.isoformat(timespec="seconds"))
         print(f"\n{self.markdown()}\nkept in {folder / self.name}.md, .json and .png")
+
+
+def measured(measure: Callable[[argparse.Namespace], Report], options: argparse.Namespace) -> int:
+    """Measure, save and print, or say why not.
+
+    Args:
+        measure: Makes the report.
+        options: Has ``out`` and ``history``.
+
+    Returns:
+        The exit status of the benchmark.
+    """
+    begun = time.perf_counter()
+    try:
+        report = measure(options)
+    except BenchmarkError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except P2RecError as error:
+        print(error.problem, error.remedy, file=sys.stderr)
+        return error.exit_status
+    report.finish(options.out, options.history, time.perf_counter() - begun, datetime.now(UTC))
+    return 0
 
 
 def _plot(report: Report, path: Path) -> None:
