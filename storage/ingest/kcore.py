@@ -19,23 +19,24 @@ def k_core(engine: Engine, *, source: str, target: str, min_user: int, min_item:
     Returns:
         Rounds in which something was dropped.
     """
-    rounds, left = 0, source
-    while True:
-        before = engine.number(f"SELECT count(*) FROM {left}")
-        engine.run(
-            f"""CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {left}
-            WHERE i IN (SELECT i FROM {left} GROUP BY i HAVING count(*) >= $least)""",
-            {"least": min_item},
-        )
-        left = target
-        engine.run(
-            f"""CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {target}
-            WHERE u IN (SELECT u FROM {target} GROUP BY u HAVING count(*) >= $least)""",
-            {"least": min_user},
-        )
-        if engine.number(f"SELECT count(*) FROM {target}") == before:
-            return rounds
+    engine.run(f"CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {source}")
+    rounds = 0
+    sides = (("i", min_item), ("u", min_user))
+    while sum(_drop_rare(engine, target, side, least) for side, least in sides):
         rounds += 1
+    return rounds
+
+
+def _drop_rare(engine: Engine, table: str, side: str, least: int) -> bool:
+    """Drop the items or users with fewer interactions than ``least``; whether there were any."""
+    rare = f"SELECT {side} FROM {table} GROUP BY {side} HAVING count(*) < $least"
+    found = bool(engine.rows(f"SELECT count(*) FROM ({rare})", {"least": least})[0][0])
+    if found:
+        engine.run(
+            f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT * FROM {table} WHERE {side} NOT IN ({rare})",
+            {"least": least},
+        )
+    return found
 
 
 def largest_core(engine: Engine, *, source: str, min_user: int, min_item: int) -> tuple[int, int, int, int]:

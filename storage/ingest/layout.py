@@ -9,6 +9,9 @@ from pathlib import Path
 
 from p2rec_core.errors import DataError
 
+MAX_ID_BYTES = 1024
+"""Longest id."""
+
 FORMATS = ("sequences", "csv", "tsv", "parquet", "recbole", "movielens")
 _DELIMITERS = {"csv": ",", "tsv": "\t", "recbole": "\t", "movielens": "::"}
 _HEADER_WORDS = re.compile(r"(user|item|uid|iid|user_?id|item_?id|session_?id|timestamp)(:\w+)?", re.IGNORECASE)

@@ -7,12 +7,11 @@ import pyarrow as pa
 
 from p2rec_core.errors import DataError
 from storage.ingest.engine import Engine, open_engine
-from storage.ingest.layout import FORMATS, Columns, Layout
-from storage.ingest.records import parquet_records, text_records
+from storage.ingest.layout import FORMATS, MAX_ID_BYTES, Columns, Layout
+from storage.ingest.records import CLEAN, parquet_records, text_records
 from storage.ingest.source import TextSource, check_file, sha256_of
 from storage.ingest.timestamps import reject_bad_times
 
-MAX_ID_BYTES = 1024
 SHOWN_CHARACTERS = 200
 
 REASONS = {
@@ -237,7 +236,9 @@ def _load_text(engine: Engine, path: Path, format: str, columns: Columns, encodi
     layout = records.layout
     for batch in records.batches:
         with engine.table("batch", batch):
-            if layout.delimiter is None:
+            if batch.schema == CLEAN:
+                _keep_clean(engine)
+            elif layout.delimiter is None:
                 _stage_sequences(engine)
             else:
                 _stage_delimited(engine, layout)
@@ -280,7 +281,6 @@ def _stage_delimited(engine: Engine, layout: Layout) -> None:
     named = "user_id = $user_name AND item_id = $item_name" if layout.header else "false"
     parameters: dict[str, object] = {
         "delimiter": layout.delimiter,
-        "header_line": layout.header_line,
         "user": layout.user + 1,
         "item": layout.item + 1,
         "n_fields": layout.n_fields,
@@ -292,8 +292,7 @@ def _stage_delimited(engine: Engine, layout: Layout) -> None:
     engine.run(
         f"""CREATE OR REPLACE TEMP TABLE staged AS
         WITH cut AS (
-            SELECT line, text, coalesce(fields, string_split(text, $delimiter)) AS fields
-            FROM batch WHERE line > $header_line
+            SELECT line, text, coalesce(fields, string_split(text, $delimiter)) AS fields FROM batch
         ), named AS (
             SELECT line, text, fields,
                 trim(fields[$user], ' \t') AS user_id, trim(fields[$item], ' \t') AS item_id,
@@ -347,6 +346,11 @@ def _normalise(engine: Engine) -> list[str]:
         return []
     engine.run(f"UPDATE raw SET user_id = nfc_normalize(user_id), item_id = nfc_normalize(item_id) WHERE {other}")
     return [f"Ids were brought into Unicode's composed form (NFC) in {n} rows."]
+
+
+def _keep_clean(engine: Engine) -> None:
+    engine.run('INSERT INTO raw SELECT line, 1, "user", item, stamp FROM batch')
+    engine.run("INSERT INTO tally SELECT count(*), 0, 0 FROM batch")
 
 
 def _keep(engine: Engine) -> None:

@@ -222,22 +222,26 @@ def _code(engine: Engine, *, drop_duplicates: bool) -> dict[str, Count]:
         JOIN user_codes ON user_codes.id = placed.user_id
         JOIN item_codes ON item_codes.id = placed.item_id"""
     )
-    read = engine.number("SELECT count(*) FROM events")
-    if drop_duplicates and engine.number("SELECT count(stamp) FROM events"):
+    read, timed = engine.rows("SELECT count(*), count(stamp) FROM events")[0]
+    kept = read
+    if drop_duplicates and timed:
+        kept = engine.number("SELECT count(*) FROM (SELECT DISTINCT u, i, stamp FROM events)")
+    if kept < read:
         engine.run(
             """CREATE OR REPLACE TEMP TABLE events AS
             SELECT u, i, stamp, min(position) AS position FROM events GROUP BY u, i, stamp"""
         )
-    kept = engine.number("SELECT count(*) FROM events")
     return {"n_interactions_read": read, "n_duplicates": read - kept}
 
 
 def _filter(engine: Engine, path: Path, *, min_user: int, min_item: int) -> dict[str, Count]:
     """Leave the k-core in ``core``."""
-    sizes = "SELECT count(*), count(DISTINCT u), count(DISTINCT i) FROM "
-    before = engine.rows(sizes + "events")[0]
+    tables = ("events", "user_codes", "item_codes")
+    before = [engine.number(f"SELECT count(*) FROM {table}") for table in tables]
     rounds = k_core(engine, source="events", target="core", min_user=min_user, min_item=min_item)
-    after = engine.rows(sizes + "core")[0]
+    after = before
+    if rounds:
+        after = list(engine.rows("SELECT count(*), count(DISTINCT u), count(DISTINCT i) FROM core")[0])
     if after[0] == 0:
         user, item, users, items = largest_core(engine, source="events", min_user=min_user, min_item=min_item)
         raise DataError(

@@ -12,15 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
 from p2rec_core.errors import DataError
-from storage.ingest.layout import Columns, Layout, find_columns, read_layout
+from storage.ingest.layout import MAX_ID_BYTES, Columns, Layout, find_columns, read_layout
 from storage.ingest.source import Block, TextSource
 
 BATCH_ROWS = 1 << 17
 
 LINES = pa.schema([("line", pa.int64()), ("text", pa.string()), ("fields", pa.list_(pa.string()))])
 """A batch of text rows; ``fields`` is null where the text holds no quote and SQL cuts it."""
+
+CLEAN = pa.schema([("line", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("stamp", pa.float64())])
+"""A batch of text rows that are interactions as they stand; ``stamp`` is null without timestamps."""
+
+_DOUBTFUL = " \t\0"
+"""Characters on account of which rows are looked at one by one, where they do not separate fields."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class TextRecords:
 
     Attributes:
         layout: Positions of the columns.
-        batches: Tables of schema ``LINES`` in file order; blank lines are left out, the header is not.
+        batches: Tables of schema ``LINES`` or ``CLEAN`` in file order, without header and blank lines.
     """
 
     layout: Layout
@@ -55,10 +62,18 @@ def text_records(source: TextSource, *, format: str, columns: Columns) -> TextRe
         for number, line in enumerate(block.text.split("\n"), start=block.first_line):
             if line.strip():
                 layout = read_layout(source.path, line, line=number, format=format, columns=columns)
-                return TextRecords(layout, _batches(source.path, _again(block, blocks), layout))
+                return TextRecords(
+                    layout, _batches(source.path, _again(_below(block, layout.header_line), blocks), layout)
+                )
     raise DataError(
         f"{source.path} holds no text but blank lines.", remedy="Check the export or download that wrote it."
     )
+
+
+def _below(block: Block, line: int) -> Block:
+    """What follows a line of the block; all of it where the line is before it."""
+    n = max(line - block.first_line + 1, 0)
+    return Block(block.first_line + n, block.text.split("\n", n)[n])
 
 
 def _again(block: Block, rest: Iterator[Block]) -> Iterator[Block]:
@@ -72,7 +87,51 @@ def _batches(path: Path, blocks: Iterator[Block], layout: Layout) -> Iterator[pa
             # A quoted field may hold line ends: from here on the reader of records takes over.
             yield from _quoted_batches(path, _again(block, blocks), block.first_line, layout)
             return
-        yield _plain_batch(block)
+        clean = _clean_batch(block, layout)
+        yield _plain_batch(block) if clean is None else clean
+
+
+def _clean_batch(block: Block, layout: Layout) -> pa.Table | None:
+    """The rows of a block, schema ``CLEAN``, cut and read at once.
+
+    Returns:
+        None where a row is or may be anything but fields without white space, usable ids and a finite number: such a
+        block is cut and judged row by row.
+    """
+    places = [place for place in (layout.user, layout.item, layout.timestamp) if place is not None]
+    delimiter = layout.delimiter or ""
+    if len(delimiter) != 1 or len({*places}) < len(places) or not block.text:
+        return None
+    if any(character in block.text for character in _DOUBTFUL if character != delimiter):
+        return None
+    data = block.text.encode()
+    names = [str(place) for place in range(layout.n_fields)]
+    types = dict(zip((names[place] for place in places), (pa.string(), pa.string(), pa.float64()), strict=False))
+    try:
+        table = read_csv(
+            pa.py_buffer(data),
+            read_options=ReadOptions(column_names=names, block_size=len(data) + 1),
+            parse_options=ParseOptions(delimiter=delimiter, quote_char=False, ignore_empty_lines=False),
+            convert_options=ConvertOptions(
+                column_types=types, include_columns=list(types), null_values=[], check_utf8=False
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    user, item, *stamps = table.columns
+    header = layout.header
+    if not (_usable(user) and _usable(item) and all(pc.all(pc.is_finite(stamp)).as_py() for stamp in stamps)):
+        return None
+    if header and pc.any(pc.and_(pc.equal(user, header[layout.user]), pc.equal(item, header[layout.item]))).as_py():
+        return None
+    numbers = pa.array(np.arange(block.first_line, block.first_line + len(user), dtype=np.int64))
+    return pa.table([numbers, user, item, *(stamps or [pa.nulls(len(user), pa.float64())])], schema=CLEAN)
+
+
+def _usable(ids: pa.ChunkedArray) -> bool:
+    """Whether every one of these may be an id."""
+    length = pc.min_max(pc.binary_length(ids)).as_py()
+    return length["min"] >= 1 and length["max"] <= MAX_ID_BYTES and not pc.any(pc.utf8_is_space(ids)).as_py()
 
 
 def _plain_batch(block: Block) -> pa.Table:

@@ -2,14 +2,16 @@
 
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2rec_core.errors import DataError
-from storage.ingest import ingest, pipeline
+from storage.ingest import ingest, load, pipeline, records
+from storage.ingest.source import TextSource
 
 LOGS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 20)), min_size=1, max_size=70)
 
@@ -90,3 +92,56 @@ def test_how_many_users_are_in_a_part_changes_nothing(log, part_rows):
         parts = run(log, 1, 1)
     assert all(getattr(whole, name).equals(getattr(parts, name)) for name in pipeline.TABLES)
     assert whole.counts == parts.counts
+
+
+IDS = st.one_of(st.sampled_from(["u1", "u2", "i1", "i2"]), st.text('ab0_ \t\v\0"\u00a0é', max_size=3))
+NUMBERS = (
+    "1500000000 1500000001.5 1.5e9 +1500000000 -1 007 15. .5 1e-400 9007199254740993 0.1 123456789.123456789012345"
+)
+NO_NUMBERS = "1e400 -1e400 nan inf Infinity NULL abc 0x10 1,5 1_500_000_000 1500000000d 1500000000f 1e9e9 ١"
+SPACED = ("", " 1500000000", "1500000000 ", "1500000000\v", "15 00")
+STAMPS = st.sampled_from([*f"{NUMBERS} {NO_NUMBERS}".split(), *SPACED])
+LINES = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["u1", "u2"]), st.sampled_from(["i1", "i2"]), st.just("1500000000")),
+        st.tuples(IDS, IDS, STAMPS),
+        st.tuples(IDS, IDS),
+        st.tuples(IDS, IDS, STAMPS, IDS),
+        st.just(("user_id", "item_id", "timestamp")),
+        st.just(()),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lines=LINES, delimiter=st.sampled_from(",\t"), timed=st.booleans(), block_bytes=st.integers(1, 200))
+@example(lines=[("u1", "i1", "+15")], delimiter=",", timed=True, block_bytes=200)
+@example(lines=[("\u00a0", "\u00a0", "")], delimiter="\t", timed=False, block_bytes=200)
+@example(lines=[("u1", "x" * 1025, "15"), ("u1", "x" * 1024, "15")], delimiter=",", timed=True, block_bytes=200)
+def test_rows_that_are_read_at_once_come_out_as_if_they_were_judged_one_by_one(lines, delimiter, timed, block_bytes):
+    text = "".join(delimiter.join(row) + "\n" for row in [("user_id", "item_id", "timestamp"), *lines])
+
+    def read(path):
+        try:
+            found = load.read_interactions(
+                path,
+                format="csv" if delimiter == "," else "tsv",
+                user_column="user_id",
+                item_column="item_id",
+                timestamp_column="timestamp" if timed else None,
+                on_error="quarantine",
+                max_rejected=1.0,
+            )
+        except DataError as error:
+            return error.problem
+        return (found.interactions.to_pydict(), found.rejects.to_pydict(), found.n_rows, found.notices)
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "log.txt"
+        path.write_text(text, encoding="utf-8", newline="")
+        patch.setattr(load, "TextSource", partial(TextSource, block_bytes=block_bytes))
+        at_once = read(path)
+        patch.setattr(records, "_clean_batch", lambda block, layout: None)
+        assert at_once == read(path)
