@@ -28,6 +28,8 @@ CLEAN = pa.schema([("line", pa.int64()), ("user", pa.string()), ("item", pa.stri
 
 _DOUBTFUL = " \t\0"
 """Characters on account of which rows are looked at one by one, where they do not separate fields."""
+_UNIT_SEPARATOR = "\x1f"
+"""ASCII's own, in place of a delimiter of several characters."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,14 @@ def _clean_batch(block: Block, layout: Layout) -> pa.Table | None:
         block is cut and judged row by row.
     """
     places = [place for place in (layout.user, layout.item, layout.timestamp) if place is not None]
-    delimiter = layout.delimiter or ""
-    if len(delimiter) != 1 or len({*places}) < len(places) or not block.text:
+    text, delimiter = block.text, layout.delimiter or ""
+    if len(delimiter) > 1 and _UNIT_SEPARATOR not in text:
+        text, delimiter = text.replace(delimiter, _UNIT_SEPARATOR), _UNIT_SEPARATOR
+    if len(delimiter) != 1 or len({*places}) < len(places) or not text:
         return None
-    if any(character in block.text for character in _DOUBTFUL if character != delimiter):
+    if any(character in text for character in _DOUBTFUL if character != delimiter):
         return None
-    data = block.text.encode()
+    data = text.encode()
     names = [str(place) for place in range(layout.n_fields)]
     types = dict(zip((names[place] for place in places), (pa.string(), pa.string(), pa.float64()), strict=False))
     try:

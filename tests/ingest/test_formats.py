@@ -6,6 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.ingest import records
+from storage.ingest.layout import Columns
 from storage.ingest.source import TextSource
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -173,3 +175,27 @@ def test_unknown_settings_raise(put, read, run):
         read(path, on_error="ignore")
     with pytest.raises(ValueError, match="memory_limit 'lots'"):
         read(path, memory_limit="lots")
+
+
+@pytest.mark.parametrize(
+    ("format", "header", "row"),
+    [
+        ("csv", "user_id,item_id,timestamp\n", "u{0},i{0},15\n"),
+        ("tsv", "user_id\titem_id\ttimestamp\n", "u{0}\ti{0}\t15\n"),
+        ("recbole", "user_id:token\titem_id:token\ttimestamp:float\n", "u{0}\ti{0}\t15\n"),
+        ("movielens", "", "u{0}::i{0}::5::15\n"),
+    ],
+)
+def test_clean_rows_are_read_at_once_and_others_are_looked_at(tmp_path, format, header, row):
+    def schemas(rows):
+        path = tmp_path / "log"
+        path.write_text(header + rows)
+        source = TextSource(path, block_bytes=100)
+        columns = Columns("user_id", "item_id", "timestamp")
+        return [
+            batch.schema for batch in records.text_records(source, format=format, columns=columns).batches if len(batch)
+        ]
+
+    many = "".join(row.format(n) for n in range(10, 60))
+    assert set(schemas(many)) == {records.CLEAN}
+    assert set(schemas(many + row.format(" 7"))) == {records.CLEAN, records.LINES}

@@ -94,13 +94,14 @@ def test_how_many_users_are_in_a_part_changes_nothing(log, part_rows):
     assert whole.counts == parts.counts
 
 
-IDS = st.one_of(st.sampled_from(["u1", "u2", "i1", "i2"]), st.text('ab0_ \t\v\0"\u00a0é', max_size=3))
+IDS = st.one_of(st.sampled_from(["u1", "u2", "i1", "i2"]), st.text('ab0_: \t\v\0\x1f"\u00a0é', max_size=3))
 NUMBERS = (
     "1500000000 1500000001.5 1.5e9 +1500000000 -1 007 15. .5 1e-400 9007199254740993 0.1 123456789.123456789012345"
 )
 NO_NUMBERS = "1e400 -1e400 nan inf Infinity NULL abc 0x10 1,5 1_500_000_000 1500000000d 1500000000f 1e9e9 ١"
 SPACED = ("", " 1500000000", "1500000000 ", "1500000000\v", "15 00")
 STAMPS = st.sampled_from([*f"{NUMBERS} {NO_NUMBERS}".split(), *SPACED])
+FORMATS = {",": "csv", "\t": "tsv", "::": "movielens"}
 LINES = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["u1", "u2"]), st.sampled_from(["i1", "i2"]), st.just("1500000000")),
@@ -116,18 +117,22 @@ LINES = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(lines=LINES, delimiter=st.sampled_from(",\t"), timed=st.booleans(), block_bytes=st.integers(1, 200))
+@given(lines=LINES, delimiter=st.sampled_from(list(FORMATS)), timed=st.booleans(), block_bytes=st.integers(1, 200))
 @example(lines=[("u1", "i1", "+15")], delimiter=",", timed=True, block_bytes=200)
 @example(lines=[("\u00a0", "\u00a0", "")], delimiter="\t", timed=False, block_bytes=200)
 @example(lines=[("u1", "x" * 1025, "15"), ("u1", "x" * 1024, "15")], delimiter=",", timed=True, block_bytes=200)
 def test_rows_that_are_read_at_once_come_out_as_if_they_were_judged_one_by_one(lines, delimiter, timed, block_bytes):
-    text = "".join(delimiter.join(row) + "\n" for row in [("user_id", "item_id", "timestamp"), *lines])
+    first = ("user_id", "item_id", "timestamp")
+    if delimiter == "::":  # user::item::rating::timestamp without a header
+        first = ("u1", "i1", "5", "1500000000")
+        lines = [(*row[:2], "5", *row[2:]) if len(row) > 2 else row for row in lines]
+    text = "".join(delimiter.join(row) + "\n" for row in [first, *lines])
 
     def read(path):
         try:
             found = load.read_interactions(
                 path,
-                format="csv" if delimiter == "," else "tsv",
+                format=FORMATS[delimiter],
                 user_column="user_id",
                 item_column="item_id",
                 timestamp_column="timestamp" if timed else None,
