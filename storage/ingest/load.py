@@ -319,6 +319,9 @@ def _load_parquet(engine: Engine, path: Path, columns: Columns) -> list[str]:
     has_time = columns.timestamp is not None
     for batch in records.batches:
         with engine.table("batch", batch):
+            if batch.schema == CLEAN:
+                _keep_clean(engine)
+                continue
             engine.run(
                 f"""CREATE OR REPLACE TEMP TABLE staged AS
                 WITH named AS (
@@ -349,7 +352,7 @@ def _normalise(engine: Engine) -> list[str]:
 
 
 def _keep_clean(engine: Engine) -> None:
-    engine.run('INSERT INTO raw SELECT line, 1, "user", item, stamp FROM batch')
+    engine.run("INSERT INTO raw SELECT line, 1, user_id, item_id, stamp FROM batch")
     engine.run("INSERT INTO tally SELECT count(*), 0, 0 FROM batch")
 
 

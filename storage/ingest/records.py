@@ -23,8 +23,8 @@ BATCH_ROWS = 1 << 17
 LINES = pa.schema([("line", pa.int64()), ("text", pa.string()), ("fields", pa.list_(pa.string()))])
 """A batch of text rows; ``fields`` is null where the text holds no quote and SQL cuts it."""
 
-CLEAN = pa.schema([("line", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("stamp", pa.float64())])
-"""A batch of text rows that are interactions as they stand; ``stamp`` is null without timestamps."""
+CLEAN = pa.schema([("line", pa.int64()), ("user_id", pa.string()), ("item_id", pa.string()), ("stamp", pa.float64())])
+"""A batch of rows that are interactions as they stand; ``stamp`` is null without timestamps."""
 
 _DOUBTFUL = " \t\0"
 """Characters on account of which rows are looked at one by one, where they do not separate fields."""
@@ -124,16 +124,34 @@ def _clean_batch(block: Block, layout: Layout) -> pa.Table | None:
         return None
     user, item, *stamps = table.columns
     header = layout.header
-    if not (_usable(user) and _usable(item) and all(pc.all(pc.is_finite(stamp)).as_py() for stamp in stamps)):
-        return None
     if header and pc.any(pc.and_(pc.equal(user, header[layout.user]), pc.equal(item, header[layout.item]))).as_py():
         return None
-    numbers = pa.array(np.arange(block.first_line, block.first_line + len(user), dtype=np.int64))
-    return pa.table([numbers, user, item, *(stamps or [pa.nulls(len(user), pa.float64())])], schema=CLEAN)
+    return _clean_rows(block.first_line, user, item, stamps[0] if stamps else None)
 
 
-def _usable(ids: pa.ChunkedArray) -> bool:
-    """Whether every one of these may be an id."""
+def _clean_rows(first_line: int, user: Any, item: Any, stamp: Any) -> pa.Table | None:
+    """Rows of schema ``CLEAN``, or None if an id may not be used or a time is no finite number.
+
+    Args:
+        first_line: Number of the first.
+        user: Ids as text.
+        item: Likewise.
+        stamp: Times, float64; None without.
+    """
+    if not (_usable(user) and _usable(item)):
+        return None
+    if stamp is None:
+        stamp = pa.nulls(len(user), pa.float64())
+    elif stamp.null_count or not pc.all(pc.is_finite(stamp)).as_py():
+        return None
+    numbers = pa.array(np.arange(first_line, first_line + len(user), dtype=np.int64))
+    return pa.table([numbers, user, item, stamp], schema=CLEAN)
+
+
+def _usable(ids: Any) -> bool:
+    """Whether every one of these texts may be an id."""
+    if not len(ids) or ids.null_count:
+        return False
     length = pc.min_max(pc.binary_length(ids)).as_py()
     return length["min"] >= 1 and length["max"] <= MAX_ID_BYTES and not pc.any(pc.utf8_is_space(ids)).as_py()
 
@@ -198,8 +216,8 @@ class ParquetRecords:
     """The rows of a Parquet file.
 
     Attributes:
-        batches: Tables with columns ``line`` (row number from 1), ``user``, ``item`` and ``stamp``
-            (text, a number, or null without timestamps).
+        batches: Tables of schema ``CLEAN``, or with columns ``line`` (row number from 1), ``user``, ``item`` and
+            ``stamp`` (text, a number, or null without timestamps).
         dated: Whether timestamps came as date or time of day without a zone and were taken as UTC.
     """
 
@@ -260,19 +278,24 @@ def _parquet_batches(path: Path, file: Any, columns: Columns) -> Iterator[pa.Tab
                 return
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise _bad_parquet(path, error) from None
-            if columns.timestamp is None:
-                stamp = pa.nulls(batch.num_rows, pa.float64())
-            else:
-                stamp = _seconds(batch.column(columns.timestamp))
-            yield pa.table(
-                {
-                    "line": pa.array(np.arange(line, line + batch.num_rows, dtype=np.int64)),
-                    "user": pc.cast(batch.column(columns.user), pa.string()),
-                    "item": pc.cast(batch.column(columns.item), pa.string()),
-                    "stamp": stamp,
-                }
-            )
+            user, item = (pc.cast(batch.column(name), pa.string()) for name in (columns.user, columns.item))
+            stamp = None if columns.timestamp is None else _seconds(batch.column(columns.timestamp))
+            rows = None
+            if stamp is None or pa.types.is_float64(stamp.type):
+                rows = _clean_rows(line, user, item, stamp)
+            if rows is None or not (_bare(user) and _bare(item)):
+                numbers = pa.array(np.arange(line, line + batch.num_rows, dtype=np.int64))
+                times = pa.nulls(batch.num_rows, pa.float64()) if stamp is None else stamp
+                rows = pa.table({"line": numbers, "user": user, "item": item, "stamp": times})
+            yield rows
             line += batch.num_rows
+
+
+def _bare(ids: pa.Array) -> bool:
+    """Whether these texts, none of them null, have no white space around them, no line end and no NUL."""
+    trimmed = pc.ascii_trim(ids, characters=" \t")
+    held = (pc.any(pc.match_substring(ids, character)).as_py() for character in "\n\0")
+    return pc.sum(pc.binary_length(trimmed)).as_py() == pc.sum(pc.binary_length(ids)).as_py() and not any(held)
 
 
 def _seconds(column: pa.Array) -> pa.Array:

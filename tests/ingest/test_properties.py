@@ -5,6 +5,8 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -116,6 +118,23 @@ LINES = st.lists(
 )
 
 
+def judged(path, format, timed):
+    """Everything that comes of a file under quarantine, or the words of its error."""
+    try:
+        found = load.read_interactions(
+            path,
+            format=format,
+            user_column="user_id",
+            item_column="item_id",
+            timestamp_column="timestamp" if timed else None,
+            on_error="quarantine",
+            max_rejected=1.0,
+        )
+    except DataError as error:
+        return error.problem
+    return (found.interactions.to_pydict(), found.rejects.to_pydict(), found.n_rows, found.notices)
+
+
 @settings(max_examples=60, deadline=None)
 @given(lines=LINES, delimiter=st.sampled_from(list(FORMATS)), timed=st.booleans(), block_bytes=st.integers(1, 200))
 @example(lines=[("u1", "i1", "+15")], delimiter=",", timed=True, block_bytes=200)
@@ -128,25 +147,40 @@ def test_rows_that_are_read_at_once_come_out_as_if_they_were_judged_one_by_one(l
         lines = [(*row[:2], "5", *row[2:]) if len(row) > 2 else row for row in lines]
     text = "".join(delimiter.join(row) + "\n" for row in [first, *lines])
 
-    def read(path):
-        try:
-            found = load.read_interactions(
-                path,
-                format=FORMATS[delimiter],
-                user_column="user_id",
-                item_column="item_id",
-                timestamp_column="timestamp" if timed else None,
-                on_error="quarantine",
-                max_rejected=1.0,
-            )
-        except DataError as error:
-            return error.problem
-        return (found.interactions.to_pydict(), found.rejects.to_pydict(), found.n_rows, found.notices)
-
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "log.txt"
         path.write_text(text, encoding="utf-8", newline="")
         patch.setattr(load, "TextSource", partial(TextSource, block_bytes=block_bytes))
-        at_once = read(path)
+        at_once = judged(path, FORMATS[delimiter], timed)
         patch.setattr(records, "_clean_batch", lambda block, layout: None)
-        assert at_once == read(path)
+        assert at_once == judged(path, FORMATS[delimiter], timed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(["u1", "u2"]), st.sampled_from(["i1", "i2"]), st.just(1.5e9)),
+            st.tuples(
+                st.one_of(st.none(), IDS, st.just("a\nb"), st.just("x" * 1025)),
+                st.one_of(st.none(), IDS),
+                st.one_of(st.none(), st.floats(), st.floats(1e9, 2e9)),
+            ),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    kind=st.sampled_from([pa.float64(), pa.string()]),
+    timed=st.booleans(),
+    group=st.integers(1, 4),
+)
+def test_rows_of_parquet_likewise(rows, kind, timed, group):
+    users, items, stamps = zip(*rows, strict=True)
+    table = pa.table({"user_id": users, "item_id": items, "timestamp": pa.array(stamps, pa.float64()).cast(kind)})
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder) / "log.parquet"
+        pq.write_table(table, path)
+        patch.setattr(records, "BATCH_ROWS", group)
+        at_once = judged(path, "parquet", timed)
+        patch.setattr(records, "_clean_rows", lambda *columns: None)
+        assert at_once == judged(path, "parquet", timed)
