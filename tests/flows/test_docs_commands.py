@@ -118,6 +118,7 @@ def adapted(command: str, small: list[str]) -> list[str]:
     swaps = {
         "beauty": "sample",
         "table2": "sample",
+        "yelp": "sample",
         "/data/p2rec": "data/p2rec",
         "http://127.0.0.1:5000": "sqlite:///m.db",
     }
@@ -131,8 +132,9 @@ def adapted(command: str, small: list[str]) -> list[str]:
     extra = [word for a in chosen if a.partition("=")[0] not in given for word in ("--set", a)]
     if words[1] in TRAINS or words[1:3] == ["experiment", "run"] or words[1:3] == ["experiment", "show"]:
         words += extra
-    if words[1] == "run" and "gpu" in words and "--dry-run" not in words:
-        words.append("--dry-run")  # there may be no GPU
+    needs_gpu = "run" in words[1:3] and any(word == "gpu" or word.startswith("runtime.device=cuda") for word in words)
+    if needs_gpu and "--dry-run" not in words:
+        words.append("--dry-run")  # there may be none
     return words
 
 
