@@ -19,24 +19,26 @@ def k_core(engine: Engine, *, source: str, target: str, min_user: int, min_item:
     Returns:
         Rounds in which something was dropped.
     """
-    engine.run(f"CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {source}")
-    rounds = 0
-    sides = (("i", min_item), ("u", min_user))
-    while sum(_drop_rare(engine, target, side, least) for side, least in sides):
+    rounds, left = 0, source
+    while True:
+        n_rare = 0
+        for side, least in (("i", min_item), ("u", min_user)):
+            engine.run(
+                f"""CREATE OR REPLACE TEMP TABLE rare AS
+                SELECT {side} AS code FROM {left} GROUP BY {side} HAVING count(*) < $least""",
+                {"least": least},
+            )
+            n = engine.number("SELECT count(*) FROM rare")
+            n_rare += n
+            if n or left == source:  # the core is in a table of its own in any case
+                engine.run(
+                    f"""CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM {left}
+                    WHERE {side} NOT IN (SELECT code FROM rare)"""
+                )
+                left = target
+        if not n_rare:
+            return rounds
         rounds += 1
-    return rounds
-
-
-def _drop_rare(engine: Engine, table: str, side: str, least: int) -> bool:
-    """Drop the items or users with fewer interactions than ``least``; whether there were any."""
-    rare = f"SELECT {side} FROM {table} GROUP BY {side} HAVING count(*) < $least"
-    found = bool(engine.rows(f"SELECT count(*) FROM ({rare})", {"least": least})[0][0])
-    if found:
-        engine.run(
-            f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT * FROM {table} WHERE {side} NOT IN ({rare})",
-            {"least": least},
-        )
-    return found
 
 
 def largest_core(engine: Engine, *, source: str, min_user: int, min_item: int) -> tuple[int, int, int, int]:

@@ -1,6 +1,8 @@
 """Rows into DuckDB: every row is either a valid interaction or a reject with a reason."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -234,15 +236,22 @@ def _load_text(engine: Engine, path: Path, format: str, columns: Columns, encodi
     source = TextSource(path, encoding=encoding)
     records = text_records(source, format=format, columns=columns)
     layout = records.layout
-    for batch in records.batches:
+    if layout.delimiter is None:
+        _take(engine, records.batches, partial(_stage_sequences, engine))
+    else:
+        _take(engine, records.batches, partial(_stage_delimited, engine, layout))
+    return source.notices, layout.timestamp is not None
+
+
+def _take(engine: Engine, batches: Iterable[pa.Table], judge: Callable[[], None]) -> None:
+    """Put rows into ``raw``: clean ones as they are, others by what ``judge`` makes of the table ``batch``."""
+    for batch in batches:
         with engine.table("batch", batch):
             if batch.schema == CLEAN:
-                _keep_clean(engine)
-            elif layout.delimiter is None:
-                _stage_sequences(engine)
+                engine.run("INSERT INTO raw SELECT line, 1, user_id, item_id, stamp FROM batch")
+                engine.run("INSERT INTO tally SELECT count(*), 0, 0 FROM batch")
             else:
-                _stage_delimited(engine, layout)
-    return source.notices, layout.timestamp is not None
+                judge()
 
 
 def _stage_sequences(engine: Engine) -> None:
@@ -316,29 +325,28 @@ def _stage_delimited(engine: Engine, layout: Layout) -> None:
 
 def _load_parquet(engine: Engine, path: Path, columns: Columns) -> list[str]:
     records = parquet_records(path, columns=columns)
-    has_time = columns.timestamp is not None
-    for batch in records.batches:
-        with engine.table("batch", batch):
-            if batch.schema == CLEAN:
-                _keep_clean(engine)
-                continue
-            engine.run(
-                f"""CREATE OR REPLACE TEMP TABLE staged AS
-                WITH named AS (
-                    SELECT line, trim("user", ' \t') AS user_id, trim(item, ' \t') AS item_id,
-                        trim(CAST(batch.stamp AS VARCHAR), ' \t') AS stamp_text,
-                        try_cast(batch.stamp AS DOUBLE) AS stamp,
-                        strlen(user_id) < strlen("user") OR strlen(item_id) < strlen(item) AS trimmed
-                    FROM batch
-                )
-                SELECT line, user_id, item_id, stamp, trimmed,
-                    CASE {_ID_REASONS} {_TIME_REASONS if has_time else ""} END AS reason,
-                    CASE WHEN reason IS NOT NULL THEN concat_ws(', ', user_id, item_id, stamp_text) END
-                    AS text
-                FROM named"""
-            )
-            _keep(engine)
+    _take(engine, records.batches, partial(_stage_columns, engine, timed=columns.timestamp is not None))
     return ["Timestamps carry no time zone and were taken as UTC."] if records.dated else []
+
+
+def _stage_columns(engine: Engine, *, timed: bool) -> None:
+    """Judge rows that came in columns."""
+    engine.run(
+        f"""CREATE OR REPLACE TEMP TABLE staged AS
+        WITH named AS (
+            SELECT line, trim("user", ' \t') AS user_id, trim(item, ' \t') AS item_id,
+                trim(CAST(batch.stamp AS VARCHAR), ' \t') AS stamp_text,
+                try_cast(batch.stamp AS DOUBLE) AS stamp,
+                strlen(user_id) < strlen("user") OR strlen(item_id) < strlen(item) AS trimmed
+            FROM batch
+        )
+        SELECT line, user_id, item_id, stamp, trimmed,
+            CASE {_ID_REASONS} {_TIME_REASONS if timed else ""} END AS reason,
+            CASE WHEN reason IS NOT NULL THEN concat_ws(', ', user_id, item_id, stamp_text) END
+            AS text
+        FROM named"""
+    )
+    _keep(engine)
 
 
 def _normalise(engine: Engine) -> list[str]:
@@ -349,11 +357,6 @@ def _normalise(engine: Engine) -> list[str]:
         return []
     engine.run(f"UPDATE raw SET user_id = nfc_normalize(user_id), item_id = nfc_normalize(item_id) WHERE {other}")
     return [f"Ids were brought into Unicode's composed form (NFC) in {n} rows."]
-
-
-def _keep_clean(engine: Engine) -> None:
-    engine.run("INSERT INTO raw SELECT line, 1, user_id, item_id, stamp FROM batch")
-    engine.run("INSERT INTO tally SELECT count(*), 0, 0 FROM batch")
 
 
 def _keep(engine: Engine) -> None:

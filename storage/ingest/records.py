@@ -144,8 +144,12 @@ def _clean_rows(first_line: int, user: Any, item: Any, stamp: Any) -> pa.Table |
         stamp = pa.nulls(len(user), pa.float64())
     elif stamp.null_count or not pc.all(pc.is_finite(stamp)).as_py():
         return None
-    numbers = pa.array(np.arange(first_line, first_line + len(user), dtype=np.int64))
-    return pa.table([numbers, user, item, stamp], schema=CLEAN)
+    return pa.table([_numbers(first_line, len(user)), user, item, stamp], schema=CLEAN)
+
+
+def _numbers(first: int, n: int) -> pa.Array:
+    """Numbers of so many lines."""
+    return pa.array(np.arange(first, first + n, dtype=np.int64))
 
 
 def _usable(ids: Any) -> bool:
@@ -158,11 +162,8 @@ def _usable(ids: Any) -> bool:
 
 def _plain_batch(block: Block) -> pa.Table:
     lines = pc.split_pattern(pa.array([block.text], pa.large_string()), "\n").values[:-1]
-    numbers = np.arange(block.first_line, block.first_line + len(lines), dtype=np.int64)
-    table = pa.table(
-        [pa.array(numbers), lines.cast(pa.string()), pa.nulls(len(lines), LINES.field("fields").type)],
-        schema=LINES,
-    )
+    fields = pa.nulls(len(lines), LINES.field("fields").type)
+    table = pa.table([_numbers(block.first_line, len(lines)), lines.cast(pa.string()), fields], schema=LINES)
     return table.filter(pc.not_equal(pc.utf8_trim_whitespace(table["text"]), ""))
 
 
@@ -284,7 +285,7 @@ def _parquet_batches(path: Path, file: Any, columns: Columns) -> Iterator[pa.Tab
             if stamp is None or pa.types.is_float64(stamp.type):
                 rows = _clean_rows(line, user, item, stamp)
             if rows is None or not (_bare(user) and _bare(item)):
-                numbers = pa.array(np.arange(line, line + batch.num_rows, dtype=np.int64))
+                numbers = _numbers(line, batch.num_rows)
                 times = pa.nulls(batch.num_rows, pa.float64()) if stamp is None else stamp
                 rows = pa.table({"line": numbers, "user": user, "item": item, "stamp": times})
             yield rows
