@@ -14,7 +14,7 @@ from p2rec_core.evaluation import HeldOutRanks
 from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.progress import Progress, silent
 from p2rec_core.ranking import TargetCounts
-from p2rec_core.repeat_fit import K, RepeatFit
+from p2rec_core.repeat_fit import N_HIGHEST, RepeatFit
 from p2rec_core.repeats import OwnItems
 from p2rec_core.sequences import RaggedSequences
 
@@ -71,7 +71,7 @@ class SharedScores:
             rows: int64 (R,) users.
 
         Returns:
-            float64 (R, K), falling; -inf where there are no more such items.
+            float64 (R, N_HIGHEST), falling; -inf where there are no more such items.
         """
         order = np.argsort(-self.shared, kind="stable")
         place = np.empty(len(order), np.int64)
@@ -82,14 +82,14 @@ class SharedScores:
         n_exceptions = np.bincount(row, minlength=self.n_users)
         within = np.arange(len(row)) - np.repeat(np.cumsum(n_exceptions) - n_exceptions, n_exceptions)
         # the item in place j among those that are no exception stands behind every exception with at most j before it
-        before = np.minimum(at - within, K)
-        passed = np.bincount(row * (K + 1) + before, minlength=self.n_users * (K + 1))
-        behind = np.arange(K) + passed.reshape(-1, K + 1)[rows, :K].cumsum(axis=1)
+        before = np.minimum(at - within, N_HIGHEST)
+        passed = np.bincount(row * (N_HIGHEST + 1) + before, minlength=self.n_users * (N_HIGHEST + 1))
+        behind = np.arange(N_HIGHEST) + passed.reshape(-1, N_HIGHEST + 1)[rows, :N_HIGHEST].cumsum(axis=1)
         falling = np.append(self.shared[order].astype(np.float64), -np.inf)
         found = falling[np.minimum(behind, len(order))]
         extra = np.full(self.n_users, -np.inf)
         np.maximum.at(extra, self.row[~self.is_own], self.score[~self.is_own].astype(np.float64))
-        return -np.sort(-np.column_stack([found, extra[rows]]), axis=1)[:, :K]
+        return -np.sort(-np.column_stack([found, extra[rows]]), axis=1)[:, :N_HIGHEST]
 
 
 def no_learning_scores(

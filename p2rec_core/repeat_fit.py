@@ -17,7 +17,10 @@ from p2rec_core.ranking import NOT_ELIGIBLE, TargetCounts
 from p2rec_core.repeats import RepeatBias
 
 K = 10
-"""Places that count, and unseen items that an own item is compared with."""
+"""Places that count."""
+
+N_HIGHEST = 2 * K
+"""Unseen items that an own item is compared with. Half of a tie counts, so that twice K tell whether it is below K."""
 
 CHANCE = 2.0
 """Standard errors by which the mean over users has to rise for anything to be added."""
@@ -37,7 +40,7 @@ def highest_unseen(scores: Tensor, counts: TargetCounts) -> NDArray[np.float64]:
         counts: How the B users' targets stand.
 
     Returns:
-        float64 (R, K), falling; -inf where there are no more such items.
+        float64 (R, N_HIGHEST), falling; -inf where there are no more such items.
     """
     asked = np.flatnonzero(counts.is_own)
     place = np.full(len(counts.targets), -1)
@@ -46,8 +49,8 @@ def highest_unseen(scores: Tensor, counts: TargetCounts) -> NDArray[np.float64]:
     held = place[row] >= 0
     others = scores[from_numpy(asked).to(scores.device)].double()
     others[from_numpy(place[row[held]]).to(scores.device), from_numpy(item[held] - 1).to(scores.device)] = -np.inf
-    found = others.topk(min(K, others.shape[1]), dim=1).values.cpu().numpy()
-    padded: NDArray[np.float64] = np.full((len(asked), K), -np.inf)
+    found = others.topk(min(N_HIGHEST, others.shape[1]), dim=1).values.cpu().numpy()
+    padded: NDArray[np.float64] = np.full((len(asked), N_HIGHEST), -np.inf)
     padded[:, : found.shape[1]] = found
     return padded
 
@@ -64,7 +67,8 @@ class RepeatFit:
 
         Args:
             counts: How their targets stand.
-            highest: float64 (R, K), what ``highest_unseen`` is of those whose target is an own item, in their order.
+            highest: float64 (R, N_HIGHEST), what ``highest_unseen`` is of those whose target is an own item, in
+                their order.
         """
         self._blocks.append(_Stands.of(counts, highest))
         self._n_users += len(counts.targets)
@@ -97,7 +101,7 @@ class _Stands:
         kinds: int64 (U,) kinds of the targets.
         higher: int64 (U,) unseen items above an unseen target; 0 for an own one.
         ties: int64 (U,) others with its score; likewise.
-        leads: float64 (U, K) how far the highest unseen items are above an own target; -inf for an unseen one.
+        leads: float64 (U, N_HIGHEST) how far the highest unseen items are above an own target; -inf for an unseen one.
         row: int64 (M,) user of each own item, from 0.
         lead: float64 (M,) how far it is above the target.
         kind: int64 (M,) its kind.
@@ -121,7 +125,7 @@ class _Stands:
         unseen = kinds == _UNSEEN
         higher, same = counts.unseen_counts()
         higher, ties = np.where(unseen, higher, 0), np.where(unseen, np.maximum(same - 1, 0), 0)
-        leads = np.full((len(kinds), K), -np.inf)
+        leads = np.full((len(kinds), N_HIGHEST), -np.inf)
         leads[~unseen] = highest - reached[~unseen, None]
         # a target below K unseen items has no place among the first, whatever is added
         matters = np.flatnonzero(higher < K)
@@ -191,7 +195,7 @@ class _Stands:
 
         These are the places where one comes below a target, or is one and passes an unseen item.
         """
-        rising = self.leads[self.kinds == kind]
+        rising = self.leads[self.kinds == kind, :K]
         sinking = -self.lead[(self.kind == kind) & (self.kinds[self.row] == _UNSEEN)]
         places = [
             np.quantile(part, _QUANTILES) if len(part) else np.zeros(len(_QUANTILES))
