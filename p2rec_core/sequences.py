@@ -41,9 +41,13 @@ class RaggedSequences:
         """int64 (rows,): number of items per row."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 (B,): number of items of each of the rows ``rows``; looks at no other row."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     def coordinates(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Every item of the rows ``rows``: int64 (M,) place of its row in ``rows`` and int64 (M,) item."""
-        lengths = self.lengths[rows]
+        lengths = self.lengths_of(rows)
         row = np.repeat(np.arange(len(rows)), lengths)
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return row, self.items[self.offsets[rows][row] + within].astype(np.int64)
@@ -54,7 +58,7 @@ class RaggedSequences:
         Returns:
             int64 (M,) each: place of the row in ``rows``, item, and the last place, from 0, that it has in the row.
         """
-        lengths = self.lengths[rows]
+        lengths = self.lengths_of(rows)
         row, item = self.coordinates(rows)
         within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         order = np.lexsort((item, row))  # stable: equal items stay in order of time
@@ -65,7 +69,7 @@ class RaggedSequences:
 
     def last_items(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Last item of each of the rows ``rows``, int64 (B,); 0 where a row is empty."""
-        filled = self.lengths[rows] > 0
+        filled = self.lengths_of(rows) > 0
         last = np.zeros(len(rows), np.int64)
         last[filled] = self.items[self.offsets[rows[filled] + 1] - 1]
         return last

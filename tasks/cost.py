@@ -14,7 +14,7 @@ from tasks.language_model import (
     open_language_model,
     read_items,
 )
-from tasks.preferences import finer_preferences
+from tasks.preferences import finer_groupings
 from tasks.stage import StageCall, StageContext
 
 
@@ -155,14 +155,14 @@ def _objectives(
     embeddings = context.table("embeddings")
     preferences = vectors(context.table("preferences"), "preference")
     sequences = ragged(context.table("sequences"))
-    finer = finer_preferences(context, sequences)
+    finer = finer_groupings(context, sequences)
     common: dict[str, Any] = {"shared_prefix": settings.shared_prefix, "seed": settings.seed}
     preference_model = PreferenceLanguageModel(
         opened.language_model,
         opened.preference_prompt(language_model, preferences.shape[1]),
         item_features,
         says_anything,
-        sum(p.shape[1] for p in (preferences, *finer)),
+        preferences.shape[1] + sum(grouping.n_clusters for grouping in finer),
         pooling=language_model.pooling,
         **finetune.model_dump(include=_MODEL),
         **common,

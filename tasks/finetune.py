@@ -6,7 +6,7 @@ from p2rec_core.settings.language import FinetuneSettings, LanguageModelSettings
 from storage.artefacts import ArtefactRef
 from tasks.arrays import learning_curve, ragged, vectors
 from tasks.language_model import NOT_READ_WITH_ITEMS, language_model_source, open_language_model, read_items
-from tasks.preferences import finer_preferences
+from tasks.preferences import finer_groupings
 from tasks.stage import StageCall, StageContext
 
 
@@ -71,7 +71,7 @@ def _finetune(
         sequences.items,
         sequences.offsets,
         preferences,
-        finer=finer_preferences(context, sequences),
+        finer=finer_groupings(context, sequences),
         **settings.model_dump(),
         pooling=language_model.pooling,
         device=opened.device,

@@ -9,9 +9,7 @@ from tasks.arrays import numbering, ragged, vector_array
 from tasks.stage import StageCall, StageContext
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from p2rec_core.preferences import Grouping
     from p2rec_core.sequences import RaggedSequences
 
 
@@ -50,16 +48,16 @@ def preferences_call(*, ingest: ArtefactRef, clusters: ArtefactRef) -> StageCall
     )
 
 
-def finer_preferences(context: StageContext, sequences: "RaggedSequences") -> "list[NDArray[np.float32]]":
-    """Users' preferences over each finer grouping, float32 (U, K), in the order they were asked for.
+def finer_groupings(context: StageContext, sequences: "RaggedSequences") -> "list[Grouping]":
+    """The finer groupings of items, in the order they were asked for.
 
     Args:
         context: Has the input ``finer``.
         sequences: Training parts of all users.
     """
-    from p2rec_core.preferences import preference_vectors
+    from p2rec_core.preferences import Grouping
 
     table = context.table("finer")
     sizes = table.column("n_clusters").to_numpy()
     cluster = table.column("cluster").to_numpy()
-    return [preference_vectors(sequences, cluster[sizes == k], int(k)) for k in dict.fromkeys(sizes.tolist())]
+    return [Grouping(sequences, cluster[sizes == k], int(k)) for k in dict.fromkeys(sizes.tolist())]

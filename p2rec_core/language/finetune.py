@@ -18,6 +18,7 @@ from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.memory import halving
 from p2rec_core.language.preference_model import PreferenceLanguageModel
 from p2rec_core.language.prompt import Prompt
+from p2rec_core.preferences import Grouping
 from p2rec_core.progress import Progress, silent
 from p2rec_core.training.checkpoint import Checkpointer
 from p2rec_core.training.loop import FitResult, FitSettings, fit
@@ -73,7 +74,7 @@ class UserObjective:
         model: The model.
         sequences: Training parts of all users.
         preferences: Preference of every user, float32 (U, K).
-        finer: Preferences over further groupings that are reconstructed beside, each float32 (U, K').
+        finer: Further groupings, over which preferences are reconstructed beside.
         training: Rows of the users to train on, int64.
         held_out: Rows of the users to validate on, int64; may be empty.
         batch_users: Users in one optimiser step.
@@ -91,7 +92,7 @@ class UserObjective:
     micro_batch_tokens: int
     seed: int
     autocast: torch.dtype | None = None
-    finer: Sequence[NDArray[np.float32]] = ()
+    finer: Sequence[Grouping] = ()
     trivial_error: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ class UserObjective:
         if not len(self.held_out):
             return {}
         error = kl = top1 = 0.0
-        finer = dict.fromkeys([p.shape[1] for p in self.finer], 0.0)
+        finer = dict.fromkeys([grouping.n_clusters for grouping in self.finer], 0.0)
         for batch in self.cut(self.held_out):
             with torch.autocast(self.model.table.device.type, self.autocast, enabled=self.autocast is not None):
                 (logits, target), *others = self._predict(batch)
@@ -156,7 +157,8 @@ class UserObjective:
     def _predict(self, users: NDArray[np.int64]) -> list[tuple[Tensor, Tensor]]:
         """Logits and preferences of each grouping, float32 (B, K) both."""
         device = self.model.table.device
-        targets = [torch.from_numpy(p[users]).to(device) for p in (self.preferences, *self.finer)]
+        preferences = [self.preferences[users], *(grouping.preferences(users) for grouping in self.finer)]
+        targets = [torch.from_numpy(told).to(device) for told in preferences]
         logits, _ = self.model(*self.sequences.padded(users, device))
         return list(zip(logits.split([t.shape[1] for t in targets], dim=1), targets, strict=True))
 
@@ -170,7 +172,7 @@ def finetune(
     offsets: NDArray[np.int64],
     preferences: NDArray[np.float32],
     *,
-    finer: Sequence[NDArray[np.float32]] = (),
+    finer: Sequence[Grouping] = (),
     lora_rank: int,
     lora_alpha: float,
     lora_dropout: float,
@@ -203,8 +205,8 @@ def finetune(
         offsets: User u has ``items[offsets[u]:offsets[u + 1]]``, int64 (U + 1,).
         preferences: Normalised preference of every user, float32 (U, K); rows of users without items are not
             read.
-        finer: Preferences over further groupings, each float32 (U, K'), that the model has to tell too; empty is the
-            paper's objective.
+        finer: Further groupings of the same items; the model has to tell users' preferences over them too. Empty is
+            the paper's objective.
         lora_rank: Rank of the adapters.
         lora_alpha: The adapters' output is scaled by alpha / rank.
         lora_dropout: Dropout on the adapters' input.
@@ -261,7 +263,7 @@ def finetune(
             prompt,
             item_embeddings,
             trained,
-            sum(p.shape[1] for p in (preferences, *finer)),
+            _n_outputs(preferences, finer),
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
             lora_dropout=lora_dropout,
@@ -298,10 +300,16 @@ def finetune(
     return _result(fitted, objective, tuple(halved))
 
 
+def _n_outputs(preferences: NDArray[np.float32], finer: Sequence[Grouping]) -> int:
+    """Clusters of all groupings."""
+    n_clusters = sum(grouping.n_clusters for grouping in finer)
+    return int(preferences.shape[1]) + n_clusters
+
+
 def _result(fitted: FitResult, objective: UserObjective, halved: tuple[str, ...]) -> FinetuneResult:
     model, training = objective.model, objective.training
     n_tokens = int(objective.sequences.lengths[training].sum()) + len(training) * model.n_prompt_tokens
-    scale = sum(p.shape[1] for p in (objective.preferences, *objective.finer)) / 2
+    scale = _n_outputs(objective.preferences, objective.finer) / 2
     history = [
         (epoch, "train_error", value / scale) if name == "loss" else (epoch, name, value)
         for epoch, name, value in fitted.history

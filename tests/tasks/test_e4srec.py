@@ -184,7 +184,8 @@ def test_the_cost_is_that_of_the_model_that_is_trained(copied, run, tmp_path, mo
     parameters = {name: p.shape for name, p in measured[0].model.named_parameters() if p.requires_grad}
     adapter = copied.store.load(trained.ref).tensors("adapter")
     assert {name: tuple(shape) for name, shape in parameters.items()} == {name: t.shape for name, t in adapter.items()}
-    assert [p.shape[1] for p in (measured[0].preferences, *measured[0].finer)] == [4, 8]
+    assert measured[0].preferences.shape[1] == 4
+    assert [grouping.n_clusters for grouping in measured[0].finer] == [8]
 
 
 @pytest.mark.parametrize("item_text", [True, False])
