@@ -104,7 +104,9 @@ def check_distinct(points: NDArray[np.float32], n_clusters: int, setting: str) -
     if n_distinct < n_clusters:
         raise DataError(
             f"{setting} = {n_clusters}, but only {n_distinct} distinct items have training interactions.",
-            remedy=f"Set {setting} to {n_distinct} or less, and compute with `p2rec run`.",
+            remedy=f"Set {setting} to {n_distinct} or less, and compute with `p2rec run`."
+            if n_distinct > 1
+            else "Train the backbone on more interactions: items that are all alike cannot be grouped.",
         )
 
 

@@ -32,6 +32,7 @@ from p2rec_core.language.loading import LanguageModel
 from p2rec_core.language.lora import with_lora
 from p2rec_core.language.packing import PACKABLE, PACKED_ATTENTION, Packing, read_last_tokens
 from p2rec_core.language.prompt import Prompt
+from p2rec_core.seeds import Initial, initial_seed
 
 Prefix = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values of the instruction, each (1, heads, P, width of a head)."""
@@ -106,7 +107,7 @@ class ItemLanguageModel(nn.Module):
             raise ModelError(f"There is no pooling {pooling!r}.", remedy="Use 'last' or 'mean'.")
         table = _standardised(item_embeddings, trained)
         self.causal, self.pooling = language_model.causal, pooling
-        self.hidden_size = language_model.hidden_size
+        self.hidden_size, self.n_positions = language_model.hidden_size, language_model.n_positions
         self.shared_prefix, self.gradient_checkpointing = shared_prefix, gradient_checkpointing
         self.n_items = len(trained)
         self.n_untrained = int((~trained).sum())
@@ -137,7 +138,7 @@ class ItemLanguageModel(nn.Module):
             new_name = getattr(self.backbone, "activation_checkpointing_enable", None)
             (new_name or self.backbone.gradient_checkpointing_enable)({"use_reentrant": False})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(initial_seed(seed, Initial.HEAD))
             self.linear_proj = nn.Linear(table.shape[1], width)
             self.head = nn.Linear(self.hidden_size, n_outputs, bias=head_bias)
             _scale_to_unit_output(self.linear_proj, table[1:][torch.from_numpy(trained)])
@@ -170,12 +171,7 @@ class ItemLanguageModel(nn.Module):
         Raises:
             ModelError: It has not.
         """
-        config = self.backbone.config
-        bound = getattr(config, "max_position_embeddings", None)
-        table = getattr(getattr(self.backbone, "embeddings", None), "position_embeddings", None)
-        padding_idx = getattr(table, "padding_idx", None)
-        if bound is not None and padding_idx is not None:
-            bound -= padding_idx + 1  # RoBERTa's positions begin after the padding index
+        bound = self.n_positions
         if bound is not None and n_items + self.n_prompt_tokens > bound:
             raise ModelError(
                 f"{n_items} items and a prompt of {self.n_prompt_tokens} tokens exceed the {bound}"

@@ -35,6 +35,7 @@ from p2rec_core.language.identity import (
     model_identity,
     resolve_model,
 )
+from p2rec_core.seeds import Initial, initial_seed
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _QUANTISATIONS = ("none", "int8", "nf4")
@@ -62,6 +63,17 @@ class LanguageModel:
     label: str
     random_init: bool
     identity: str
+
+    @property
+    def n_positions(self) -> int | None:
+        """Tokens that a sequence may have; None where there is no bound."""
+        bound = getattr(self.model.config, "max_position_embeddings", None)
+        table = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
+        padding_idx = getattr(table, "padding_idx", None)
+        if bound is None:
+            return None
+        # RoBERTa's positions begin after the padding index
+        return int(bound) if padding_idx is None else int(bound) - int(padding_idx) - 1
 
 
 def load_language_model(
@@ -150,7 +162,7 @@ def _random_model(name: str, tokenizer: Any, seed: int) -> Any:
         else _configuration(resolve_model(shape, None))
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(initial_seed(seed, Initial.LANGUAGE_MODEL))
         return _without_pooler(AutoModel.from_config(config))
 
 

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from p2rec_core.errors import ModelError
+from p2rec_core.seeds import Initial, initial_seed
 
 _QUERY_VALUE = (
     ("q_proj", "v_proj"),
@@ -76,7 +77,7 @@ def with_lora(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft still asks transformers 5 for the old name of a property
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        torch.manual_seed(seed)
+        torch.manual_seed(initial_seed(seed, Initial.ADAPTERS))
         return get_peft_model(shared, config)
 
 

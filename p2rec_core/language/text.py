@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from p2rec_core.errors import ModelError
 from p2rec_core.language.loading import LanguageModel
 from p2rec_core.progress import Progress, silent
 from p2rec_core.whitening import leading_components, standardised
@@ -36,9 +37,17 @@ def embed_texts(
     Returns:
         float32 (N, E).
 
+    Raises:
+        ModelError: The language model has positions for fewer tokens.
+
     Source: mean pooling as in Reimers and Gurevych (2019), Sentence-BERT, section 3.
     """
-    tokenizer, model = language_model.tokenizer, language_model.model
+    tokenizer, model, bound = language_model.tokenizer, language_model.model, language_model.n_positions
+    if bound is not None and max_tokens > bound:
+        raise ModelError(
+            f"language_model.max_text_tokens = {max_tokens}, and {language_model.label} has {bound} positions.",
+            remedy=f"Lower it to {bound} or less.",
+        )
     present = [i for i, text in enumerate(texts) if text]
     encoded = {i: tokenizer.encode(texts[i], truncation=True, max_length=max_tokens) for i in present}
     vectors = np.zeros((len(texts), language_model.hidden_size), np.float32)

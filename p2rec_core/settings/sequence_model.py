@@ -211,6 +211,15 @@ class FusionSettings(Settings):
     temperature: float = Field(0.1, gt=0)
     """Their weights are a softmax of cosine / temperature (smoothing > 0)."""
 
+    @model_validator(mode="after")
+    def _starts_from_what_tells_most(self) -> "FusionSettings":
+        if self.kind is Fusion.INIT and self.whitening is not Whitening.PCA:
+            raise ValueError(
+                "kind = init starts from the first dimensions, and these tell most only with whitening = pca, not with"
+                f" {self.whitening}; take that, or kind = gate, sum or concat"
+            )
+        return self
+
 
 class RecommenderSettings(Settings):
     """A sequential recommender: encoder and training."""

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from p2rec_core.errors import ModelError
 from p2rec_core.progress import Progress, silent
+from p2rec_core.seeds import step_seed
 from p2rec_core.training.checkpoint import Checkpoint, Checkpointer, adam_moments, restore_adam
 
 Batch = TypeVar("Batch")
@@ -105,11 +105,6 @@ class _State:
     best_epoch: int = 0
     bad_epochs: int = 0
     history: list[tuple[int, str, float]] = field(default_factory=list)
-
-
-def step_seed(seed: int, epoch: int, step: int) -> int:
-    """The seed of one optimiser step's random numbers."""
-    return int(np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def fit(
@@ -272,4 +267,4 @@ def _restore(
     return _State(**cursor), checkpoint.group("best")
 
 
-__all__ = ["FitResult", "FitSettings", "Objective", "fit", "step_seed"]
+__all__ = ["FitResult", "FitSettings", "Objective", "fit"]

@@ -15,12 +15,10 @@ from p2rec_core.fusion import ClusterTable, IdTable, SmoothedTable, knowledge_ta
 from p2rec_core.memory import check_item_table
 from p2rec_core.progress import Progress, silent
 from p2rec_core.recommender import OWN_EARLIER, OWN_LAST, NextItemObjective, Recommender
+from p2rec_core.seeds import Initial, initial_seed
 from p2rec_core.sequences import RaggedSequences
 from p2rec_core.training.checkpoint import Checkpointer
-from p2rec_core.training.loop import FitResult, FitSettings, fit, step_seed
-
-_INITIALISATION = (0xFFFF_FFFF, 0)
-"""Place in the seed's stream that no training step uses."""
+from p2rec_core.training.loop import FitResult, FitSettings, fit
 
 OWN_BIAS = "own_bias"
 """Name of the tensor of ``Recommender.own_bias``, where there is one."""
@@ -221,7 +219,7 @@ def new_recommender(
 ) -> Recommender:
     """A recommender that has learned nothing yet, on the CPU; arguments and errors as of ``train_recommender``."""
     check_item_table(n_items, encoder.hidden_size, device)
-    torch.manual_seed(step_seed(training.seed, *_INITIALISATION))
+    torch.manual_seed(initial_seed(training.seed, Initial.RECOMMENDER))
     built = encoder.build()
     table: nn.Module
     if knowledge is not None:

@@ -119,6 +119,10 @@ def test_every_numeric_setting_is_bounded_from_below(section):
         ('variants=["p2rex"]', "variants.0 = 'p2rex': input should be 'base', 'ci' or 'p2rec'"),
         ("language_model.dtype=float16", "language_model.dtype = 'float16': input should be 'float32' or 'bfloat16'"),
         ("runtime.device=tpu", "runtime.device = 'tpu': "),
+        (
+            "fusion.whitening=none",
+            "fusion: kind = init starts from the first dimensions, and these tell most only with ",
+        ),
         ("fusion.whitening=zca", "fusion.whitening = 'zca': input should be 'none', 'standardise' or 'pca'"),
     ],
 )

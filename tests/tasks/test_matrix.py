@@ -233,8 +233,8 @@ def test_settings_of_a_dataset_a_backbone_and_an_arm_override_each_other_in_that
 def test_arms_share_what_their_settings_leave_alone(define, store):
     arms = ARMS | {
         "p2rec-k3": {"variant": "p2rec", "settings": {"clusters.n_clusters": 3}},
-        "p2rec-raw": {"variant": "p2rec", "settings": {"fusion.whitening": "none"}},
-        "twin": {"variant": "ci", "settings": {"fusion.whitening": "none"}},
+        "p2rec-raw": {"variant": "p2rec", "settings": {"fusion.kind": "sum", "fusion.whitening": "none"}},
+        "twin": {"variant": "ci", "settings": {"fusion.kind": "sum", "fusion.whitening": "none"}},
     }
     matrix = Matrix(define(arms=arms), store)
     slots = {cell.arm: planned.slots for cell, planned in matrix.cells.items()}

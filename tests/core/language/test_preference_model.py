@@ -47,6 +47,19 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float(((a - b).norm() / b.norm()).detach())
 
 
+def test_adapters_head_and_projector_start_from_numbers_of_their_own(
+    tiny: Callable[[str], LanguageModel], prompt: Prompt
+) -> None:
+    """A normal draw times a scale is another part's draw only if they share a stream."""
+    model = PreferenceLanguageModel(tiny("bert"), prompt, EMBEDDINGS, TRAINED, 99, seed=3)
+    parts = [p.flatten() for n, p in model.trainable_tensors().items() if "lora_B" not in n and "bias" not in n]
+    for number, part in enumerate(parts):
+        for other in parts[number + 1 :]:
+            windows = other.unfold(0, 32, 1) if len(other) >= 32 else other[None]
+            piece = part[: windows.shape[1]]
+            assert torch.nn.functional.cosine_similarity(windows, piece[None]).abs().max() < 0.95
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_shared_prefix_equals_plain(tiny: Callable[[str], LanguageModel], prompt: Prompt, pooling: str) -> None:
     shared = make_model(tiny("llama"), prompt, pooling=pooling)

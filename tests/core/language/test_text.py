@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from p2rec_core.errors import ModelError
 from p2rec_core.language.text import embed_texts, item_features
 
 TEXTS = ["predict the preferences", "", "the", "preferences 4", "the 4 the 4 the preferences predict"]
@@ -37,6 +38,13 @@ def test_long_texts_are_cut(tiny):
     lm = tiny("llama")
     long, longer = embed_texts(lm, ["predict the 4 the", "predict the 4 the preferences"], max_tokens=4, device=CPU)
     np.testing.assert_array_equal(long, longer)
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_more_tokens_than_the_model_has_positions_are_named_before_anything_is_read(tiny, kind):
+    with pytest.raises(ModelError, match=r"max_text_tokens = 65, and .* has 64 positions. Lower it to 64"):
+        embed_texts(tiny(kind), [""], max_tokens=65, device=CPU)
+    assert embed_texts(tiny(kind), ["the " * 99], max_tokens=64, device=CPU).any()
 
 
 def test_features_without_texts_are_the_embeddings():
