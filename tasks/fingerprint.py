@@ -12,20 +12,18 @@ import time
 from functools import cache
 from pathlib import Path
 
-COMPUTING = (
-    *("p2rec_core", "storage.ingest"),
-    *("tasks.arrays", "tasks.language_model", "tasks.preferences", "tasks.evaluation", "tasks.recommender"),
-)
-"""Packages and modules whose code decides what a stage computes."""
+COMPUTING = ("p2rec_core", "storage.ingest", "tasks")
+"""Packages whose code decides what a stage computes, as far as the stage imports it."""
 
 NOT_COMPUTING = (
     "p2rec_core.errors",
     "p2rec_core.progress",
     "p2rec_core.settings",
     "p2rec_core.backbones.registry",
+    "tasks.stage",
 )
-"""Parts of these that cannot change a result: messages, settings whose values are in the key themselves, and the list
-of encoders, of which a stage names the one that computes it."""
+"""Parts of these that cannot change a result: messages, settings whose values are in the key themselves, the list of
+encoders, of which a stage names the one that computes it, and what runs stages and stores what they give."""
 
 _PARSE_ATTEMPTS = 5
 

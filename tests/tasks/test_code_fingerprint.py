@@ -30,11 +30,20 @@ STAGE_MODULES = (
     "tasks.e4srec_evaluation",
     "tasks.cost",
     "tasks.probes",
+    "tasks.refresh.changes",
+    "tasks.refresh.clusters",
+    "tasks.refresh.comparison",
+    "tasks.refresh.ingest",
+    "tasks.refresh.knowledge",
+    "tasks.refresh.recommender",
+    "tasks.refresh.text",
 )
 E4SREC = {"tasks.e4srec", "tasks.e4srec_evaluation", "tasks.cost"}
 """What trains or ranks like a recommender, with a language model in it."""
-RECOMMENDER = {"tasks.recommender", "tasks.probes"}
+RECOMMENDER = {"tasks.recommender", "tasks.refresh.recommender", "tasks.probes"}
 """What prepares knowledge as an item table is given it."""
+KNOWLEDGE = {"tasks.knowledge", "tasks.refresh.knowledge"}
+RANKING = {"tasks.evaluation", "tasks.refresh.comparison"}
 
 CODE = '''"""A module."""
 
@@ -242,15 +251,26 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             "p2rec_core/objectives.py",
             "_CACHED_ITEMS = 1024",
             "_CACHED_ITEMS = 512",
-            {*RECOMMENDER, "tasks.evaluation", *E4SREC},
+            {*RECOMMENDER, *RANKING, *E4SREC},
         ),
-        ("p2rec_core/clustering.py", "1e-12", "1e-11", {"tasks.clusters"}),
-        ("p2rec_core/language/agreement.py", "import numpy as np", "import numpy", {"tasks.knowledge"}),
+        (
+            "p2rec_core/clustering.py",
+            "1e-12",
+            "1e-11",
+            {
+                "tasks.clusters",
+                *(f"tasks.refresh.{name}" for name in ("changes", "clusters", "knowledge", "recommender")),
+            },
+        ),
+        ("p2rec_core/language/agreement.py", "import numpy as np", "import numpy", KNOWLEDGE),
+        ("tasks/knowledge.py", "def ", "async def ", KNOWLEDGE),
+        ("tasks/text.py", "def ", "async def ", {"tasks.text", "tasks.refresh.text"}),
+        ("storage/ingest/item_text.py", "def ", "async def ", {"tasks.text", "tasks.refresh.text", "tasks.probes"}),
         (
             "p2rec_core/training/loop.py",
             "bad_epochs: int = 0",
             "bad_epochs: int = 1",
-            {*RECOMMENDER, "tasks.finetune", "tasks.evaluation", *E4SREC},
+            {*RECOMMENDER, "tasks.finetune", *RANKING, *E4SREC},
         ),
         (
             "p2rec_core/preferences.py",
@@ -258,7 +278,7 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
             "np.minimum(",
             {"tasks.preferences", "tasks.finetune", "tasks.cost"},
         ),
-        ("storage/ingest/kcore.py", "def ", "async def ", {"tasks.ingest"}),
+        ("storage/ingest/kcore.py", "def ", "async def ", {"tasks.ingest", "tasks.refresh.ingest"}),
         ("storage/ingest/item_category.py", "header[1:]", "header", {"tasks.probes"}),
         ("p2rec_core/probes.py", "N_LATEST = 5", "N_LATEST = 6", {"tasks.probes"}),
         ("p2rec_core/analysis/groups.py", "N_WARM_GROUPS = 4", "N_WARM_GROUPS = 5", {"tasks.probes"}),
