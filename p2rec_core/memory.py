@@ -10,8 +10,9 @@ from p2rec_core.errors import ResourceError
 
 _CGROUP = Path("/sys/fs/cgroup")
 
-COPIES_IN_TRAINING = 5
-"""Of every trained number: itself, its gradient, Adam's two moments, and the best so far."""
+COPIES_IN_TRAINING = 7
+"""Of every number of the table: itself, its gradient, Adam's two moments, the best so far, the number as the encoder
+reads it beside the row of padding, and the gradient of that."""
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -29,7 +29,7 @@ PIECE_POSITIONS = 12_800
 time, not results beyond rounding and dropout."""
 
 PIECE_VALUES = 1 << 23
-"""Places x hidden_size that go through a causal encoder at once: however large a step, about a gibibyte."""
+"""Numbers that go through a causal encoder at once at its widest point: however large a step, about a gibibyte."""
 
 OWN_LAST, OWN_EARLIER = 0, 1
 """Places of ``Recommender.own_bias``: what the last item of a sequence gets, and what each item before it gets."""
@@ -148,14 +148,19 @@ class NextItemObjective:
         rng = np.random.default_rng((self.seed, epoch))
         if self.causal:
             lengths = self.windows.lengths - 1
-            places = PIECE_VALUES // self.model.encoder.hidden_size
             return [
-                pieces(rows, max(1, places // int(lengths[rows].max())))
+                pieces(rows, self._rows_at_once(int(lengths[rows].max())))
                 for rows in bucketed_batches(lengths, self.batch_positions, rng)
             ]
         return shuffled_batches(
             self.windows.lengths, self.batch_positions, max(1, PIECE_POSITIONS // self.max_length), rng
         )
+
+    def _rows_at_once(self, length: int) -> int:
+        """Rows of so many places that go through a causal encoder at once."""
+        # own items are looked for among all pairs of places
+        pairs = 0 if self.model.own_bias is None else length
+        return max(1, PIECE_VALUES // (length * max(self.model.encoder.widest(length), pairs)))
 
     def weight(self, batch: NDArray[np.int64]) -> float:
         """Number of predicted positions."""

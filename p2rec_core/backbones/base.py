@@ -44,6 +44,10 @@ class SequenceEncoder(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} is not causal: it has a final state only.")
 
+    def widest(self, length: int) -> int:
+        """Numbers per place at the widest point, in rows of so many items; memory is planned by it."""
+        return self.hidden_size
+
     def final(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """The state after the last item of each row, (B, d); finite but meaningless for a row without items."""
         states: Tensor = self(vectors, lengths)

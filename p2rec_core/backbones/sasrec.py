@@ -31,11 +31,16 @@ class SASRec(SequenceEncoder):
         self, *, hidden_size: int, n_layers: int, n_heads: int, inner_size: int, dropout: float, max_length: int
     ) -> None:
         super().__init__(hidden_size=hidden_size, max_length=max_length)
+        self.n_heads = n_heads
         self.position = nn.Embedding(max_length, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(hidden_size, n_heads, inner_size, dropout) for _ in range(n_layers))
         self.apply(initialise)
+
+    def widest(self, length: int) -> int:
+        """Every head has a weight for every pair of places, which is more than their states where rows are long."""
+        return max(self.hidden_size, self.n_heads * length)
 
     def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """Encode; see ``SequenceEncoder.forward``. ``lengths`` are not needed."""

@@ -21,7 +21,7 @@ print(before, free_bytes(torch.device("cpu")))
 
 
 def test_a_table_that_cannot_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 4 * 5 * 1001 * 80)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 4 * 7 * 1001 * 80)
     memory.check_item_table(1000, 80, CPU)
     with pytest.raises(ResourceError, match=r"1,000 items x hidden_size 81 .* training") as caught:
         memory.check_item_table(1000, 81, CPU)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from p2rec_core.backbones.base import SequenceEncoder
+from p2rec_core.backbones.sasrec import SASRec
 from p2rec_core.fusion import IdTable
 from p2rec_core.recommender import NextItemObjective, Recommender
 
@@ -148,6 +149,20 @@ def test_a_large_step_of_a_causal_encoder_goes_through_in_pieces(make, monkeypat
             objective.loss(piece).backward()
         gradients.append(objective.model.item_table.embedding.grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "heads", "repeats"), [(8, 1, False), (64, 4, False), (64, 1, True)])
+def test_pieces_are_cut_by_what_is_widest(ragged, monkeypatch, length, heads, repeats):
+    """States (d), or pairs of places: attention weights of every head, and own items."""
+    monkeypatch.setattr("p2rec_core.recommender.PIECE_VALUES", 1 << 13)
+    encoder = SASRec(hidden_size=16, n_layers=1, n_heads=heads, inner_size=16, dropout=0.0, max_length=length)
+    rows = ragged([[1 + place % N_ITEMS for place in range(length + 1)]] * 100)
+    how = {"max_length": length, "batch_positions": 100 * length, "seed": 1, "device": torch.device("cpu")}
+    model = Recommender(IdTable(N_ITEMS, 16), encoder, learn_repeats=repeats)
+    (step,) = NextItemObjective(model, rows, None, **how).steps(0)
+    width = {(8, 1): 16, (64, 4): 256, (64, 1): 64}[length, heads]
+    assert {len(piece) for piece in step[:-1]} == {max(1, (1 << 13) // (length * width))}
+    assert sum(map(len, step)) == 100
 
 
 def test_both_kinds_take_about_as_many_steps(ragged):
