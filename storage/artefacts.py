@@ -2,13 +2,15 @@
 
     <root>/store.json                       format of the store
     <root>/artefacts/<stage>/<key>/         manifest.json and the files that it lists
+    <root>/artefacts/<stage>/<key>~<hash>/  a variant: other content of that key, for those who refer to it
     <root>/snapshots/<dataset>/             named sets of artefacts, see storage.snapshots
     <root>/staging/                         what is being written
     <root>/work/<stage>/<key>/              checkpoints of what is being computed
     <root>/locks/                           one file per key, locked by the kernel
     <root>/quarantine/                      damaged artefacts, kept for their owner to look at
 
-An artefact without a manifest does not exist; one with a manifest never changes.
+An artefact without a manifest does not exist; one with a manifest never changes. Under its key a run finds the content
+that was computed last; what a forced recomputation replaced is moved beside it, by the hash of its content.
 """
 
 import contextlib
@@ -24,6 +26,7 @@ import filelock
 from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage.disk import make_directory, os_errors, replace_durably, sync_directory, write_durably
 from storage.manifest import (
+    BETWEEN,
     FORMAT_VERSION,
     MANIFEST,
     REBUILD,
@@ -35,6 +38,7 @@ from storage.manifest import (
     check_version,
     checked_name,
     content_key,
+    key_of_directory,
     parse_canonical,
     render_json,
 )
@@ -59,7 +63,6 @@ __all__ = [
 ]
 
 _MARKER = "store.json"
-_BETWEEN = "~"  # cannot occur in a name, so that a staging or lock name can be taken apart again
 _LOCK = ".lock"
 _POLL_S = 0.1
 
@@ -149,18 +152,90 @@ class Store:
             StoreError: A name is not allowed, or a newer P2Rec wrote the artefact.
             ArtefactDamaged: Its manifest is not whole.
         """
-        path = self.place(stage, key)
+        return self.at(self.place(stage, key))
+
+    def at(self, path: Path) -> Artefact | None:
+        """The artefact in a directory of the store, the key's own or a variant's; None if there is none.
+
+        Raises:
+            StoreError: A newer P2Rec wrote the artefact.
+            ArtefactDamaged: Its manifest is not whole, or not that of the content which the directory is named by.
+        """
+        stage, key = path.parent.name, key_of_directory(path.name) or path.name
         manifest = read_manifest(path, stage, key)
-        return None if manifest is None else Artefact(stage, key, path, manifest)
+        if manifest is None:
+            return None
+        artefact = Artefact(stage, key, path, manifest)
+        if path.name not in (key, artefact.ref().variant):
+            raise ArtefactDamaged(f"The manifest in {path} is that of {artefact.ref().variant}.", remedy=REBUILD)
+        return artefact
+
+    def variant_place(self, ref: ArtefactRef) -> Path:
+        """The directory of an artefact's content where its key has other content, whether or not it exists."""
+        self.place(ref.stage, ref.key)
+        return self._inside("artefacts", ref.stage, ref.variant)
+
+    def contents(
+        self, stage: str, key: str, *, on_damaged: Callable[[Path, ArtefactDamaged], None] | None = None
+    ) -> Iterator[Artefact]:
+        """What there is under a key: what a run finds, then the variants.
+
+        Args:
+            stage: The stage.
+            key: The key.
+            on_damaged: Called for the directory of one whose manifest is not whole, which is then left out.
+
+        Raises:
+            StoreError: A name is not allowed, or a newer P2Rec wrote one.
+            ArtefactDamaged: A manifest is not whole, and there is no ``on_damaged``.
+        """
+        for path in self._places(self.place(stage, key)):
+            try:
+                artefact = self.at(path)
+            except ArtefactDamaged as error:
+                if on_damaged is None:
+                    raise
+                on_damaged(path, error)
+            else:
+                if artefact is not None:
+                    yield artefact
+
+    def _places(self, own: Path) -> Iterator[Path]:
+        """A key's own place and, listed after that was read so that what makes way is seen, those of its variants."""
+        yield own
+        with os_errors(own.parent):
+            there = sorted(p.name for p in own.parent.glob(f"{own.name}{BETWEEN}*") if key_of_directory(p.name))
+        yield from (self._inside("artefacts", own.parent.name, name) for name in there)
+
+    def find_input(self, read: InputRef) -> Artefact | None:
+        """The artefact of which a stage read a file; None if there is none with that content of it any more.
+
+        Raises:
+            StoreError: A newer P2Rec wrote an artefact of that key.
+            ArtefactDamaged: The manifest of one is not whole.
+        """
+        for artefact in self.contents(read.stage, read.key):
+            if read.file in artefact.files and artefact.sha256(read.file) == read.sha256:
+                return artefact
+        return None
 
     def load(self, ref: ArtefactRef) -> Artefact:
-        """Look up the artefact that a reference means.
+        """Look up the artefact that a reference means: what its key has now, or a variant.
 
         Raises:
             ArtefactMissing: It is not there.
             ArtefactDamaged: Its manifest is not whole, or lists other content than the reference.
         """
-        artefact = self.find(ref.stage, ref.key)
+        damage = artefact = None
+        try:
+            artefact = self.find(ref.stage, ref.key)
+        except ArtefactDamaged as error:
+            damage = error
+        if artefact is None or artefact.ref() != ref:
+            variant = self.at(self.variant_place(ref))
+            artefact = artefact if variant is None else variant
+        if artefact is None and damage is not None:
+            raise damage
         if artefact is None:
             raise ArtefactMissing(
                 f"There is no artefact {ref.stage}/{ref.key} in {self.root}.",
@@ -204,6 +279,35 @@ class Store:
         if not path.exists():
             raise ArtefactMissing(f"There is no artefact {stage}/{key} to discard.", remedy=REBUILD)
         return self.set_aside(path, f"{stage}-{key}", reason)
+
+    def make_way(self, artefact: Artefact) -> None:
+        """Move a whole artefact from its key's place to that of a variant, where references to it still find it.
+
+        It becomes as young as new, for a run that has read it and not published its snapshot yet.
+
+        Args:
+            artefact: What has the key's place; hold the lock of the key.
+
+        Raises:
+            StoreError: It cannot be moved.
+        """
+        target = self.variant_place(artefact.ref())
+        name = f"{artefact.stage}-{artefact.key}"
+        if target.exists():
+            try:
+                there = self.at(target)
+                if there is None:
+                    raise ArtefactMissing(f"{target} has no {MANIFEST}.", remedy=REBUILD)
+                self.verify(there)
+            except (ArtefactDamaged, ArtefactMissing) as error:
+                self.set_aside(target, name, error.problem)
+            else:
+                self.set_aside(artefact.path, name, f"{target} has the same content.")
+                return
+        with os_errors(artefact.path):
+            os.utime(artefact.path)
+            os.rename(artefact.path, target)
+            sync_directory(target.parent)
 
     def set_aside(self, path: Path, name: str, reason: str) -> Path:
         """Move a file or a directory of the store into ``quarantine``; nothing is deleted.
@@ -290,7 +394,7 @@ class Store:
         return filelock.FileLock(path, mode=0o600, poll_interval=_POLL_S, fallback_to_soft=False)
 
     def _lock_path(self, stage: str, key: str) -> Path:
-        name = f"{checked_name('a stage', stage)}{_BETWEEN}{checked_name('a key', key)}{_LOCK}"
+        name = f"{checked_name('a stage', stage)}{BETWEEN}{checked_name('a key', key)}{_LOCK}"
         path = self.root / "locks" / name
         if path.is_symlink():
             raise StoreError(f"The lock {path} is a symbolic link.", remedy="Remove that symbolic link.")
@@ -340,14 +444,14 @@ class Store:
         Raises:
             StoreError: The store cannot be written.
         """
-        staging = self.staging / _BETWEEN.join((stage, key, secrets.token_hex(8)))
+        staging = self.staging / BETWEEN.join((stage, key, secrets.token_hex(8)))
         with os_errors(self.staging):
             make_directory(self.staging, 0o700)
         with staged(staging):
             yield staging
 
     def artefacts(self, *, on_damaged: Callable[[ArtefactDamaged], None] | None = None) -> Iterator[Artefact]:
-        """Every artefact, sorted by stage and key.
+        """Every artefact that a run would find, sorted by stage and key; no variants.
 
         Args:
             on_damaged: Called for an artefact whose manifest is not whole, which is then left out.
@@ -358,6 +462,8 @@ class Store:
         with os_errors(self.root):
             places = sorted((self.root / "artefacts").glob(f"*/*/{MANIFEST}"))
         for place in places:
+            if BETWEEN in place.parent.name:
+                continue
             try:
                 artefact = self.find(place.parent.parent.name, place.parent.name)
             except ArtefactDamaged as error:
@@ -371,7 +477,7 @@ class Store:
 
 def lock_owner(path: Path) -> tuple[str, str] | None:
     """The stage and key whose lock a file is; None if it is no lock of a store."""
-    stage, between, key = path.name.removesuffix(_LOCK).partition(_BETWEEN)
+    stage, between, key = path.name.removesuffix(_LOCK).partition(BETWEEN)
     try:
         owner = checked_name("a stage", stage), checked_name("a key", key)
     except StoreError:

@@ -20,7 +20,7 @@ from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
 from storage.artefacts import Artefact, Store, lock_owner
 from storage.disk import os_errors
 from storage.garbage import DEFAULT_GRACE, FOREIGN, Kind, collect_leftovers
-from storage.manifest import MANIFEST, REBUILD
+from storage.manifest import BETWEEN, MANIFEST, REBUILD, key_of_directory
 from storage.snapshot_files import POINTER, file_name
 from storage.snapshots import (
     Snapshot,
@@ -176,7 +176,7 @@ class _Examination:
                     self._users[ref.stage, ref.key] = f"`p2rec run --dataset {dataset}`"
         for stage in _entries(self.store.root / "artefacts"):
             for path in _entries(stage) if is_name(stage.name) and not stage.is_symlink() else [stage]:
-                if path == stage or not is_name(path.name) or path.is_symlink() or not path.is_dir():
+                if path == stage or key_of_directory(path.name) is None or path.is_symlink() or not path.is_dir():
                     yield self._foreign("artefact", path), None
                     continue
                 self.n_artefacts += 1
@@ -190,22 +190,26 @@ class _Examination:
             return Finding("artefact", self._name(path), error.problem, error.remedy), None
         if problem is None:
             return None
-        stage, key = path.parent.name, path.name
+        stage, key = path.parent.name, path.name.partition(BETWEEN)[0]
         user = self._users.get((stage, key))
         remedy = f"Rebuild it with {user}." if user else REBUILD
+        after = "; a rerun rebuilds it"
+        if key != path.name:  # a rerun takes what a forced recomputation put in its place
+            remedy = "Set it aside with `--repair`; a snapshot that refers to it is found incomplete then."
+            after = ""
 
         def mend() -> str:
             with self.store.lock(stage, key, on_wait=_refuse_to_wait):
                 if not path.exists() or self._damage(path) is None:
                     return "another process has just mended it"
-                return f"set aside in {self.store.discard(stage, key, problem)}; a rerun rebuilds it"
+                return f"set aside in {self.store.set_aside(path, f'{stage}-{key}', problem)}{after}"
 
         return Finding("artefact", self._name(path), problem, remedy), mend
 
     def _damage(self, path: Path) -> str | None:
         """What is wrong with an artefact; None if nothing is, or if it has just been removed."""
         try:
-            artefact = self.store.find(path.parent.name, path.name)
+            artefact = self.store.at(path)
             if artefact is None:
                 return f"{path} has no {MANIFEST}." if path.exists() else None
             self.store.verify(artefact)

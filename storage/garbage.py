@@ -1,7 +1,8 @@
 """Garbage collection: what nothing refers to any more goes, once it is older than a grace period.
 
 References are the entries of all retained snapshots with what these were computed from, since a rerun and the lineage
-need it, and what the caller adds with everything above it. A refresh computes a snapshot from the one before: going
+need it, and what the caller adds with everything above it. What a run would find under a key stays if anything refers
+to the key; a variant stays if something refers to its content. A refresh computes a snapshot from the one before: going
 further up from a snapshot would keep every night since the last ordinary run (docs/adr/0011). Age decides only about
 what is not referred to, so a clock that is far off cannot cost an artefact that is.
 
@@ -24,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from p2rec_core.errors import ArtefactDamaged, StoreError
-from storage.artefacts import ArtefactRef, Store, lock_owner
+from storage.artefacts import Artefact, ArtefactRef, InputRef, Store, lock_owner
 from storage.disk import os_errors, sync_directory
+from storage.manifest import BETWEEN, key_of_directory
 from storage.snapshots import (
     Snapshot,
     current_number,
@@ -285,9 +287,10 @@ class _Collection:
     def judge_artefacts(self, referenced: Mapping[tuple[str, str], str]) -> None:
         """Take the artefacts that nothing refers to."""
         for path, owner in self._keyed(Kind.ARTEFACT, self.store.root / "artefacts"):
-            if owner in referenced:
+            name = path.parent.name, path.name
+            if name in referenced:
                 item = self._item(Kind.ARTEFACT, path, "it is referred to")
-                self.kept.append(replace(item, referrer=referenced[owner]))
+                self.kept.append(replace(item, referrer=referenced[name]))
             else:
                 self._take(Kind.ARTEFACT, path, "nothing refers to it", owner)
 
@@ -307,7 +310,8 @@ class _Collection:
         """The directories of stages' keys; what a store cannot have put there stays, and no link is followed."""
         for stage in _entries(directory):
             for path in _entries(stage) if is_name(stage.name) and not stage.is_symlink() else [stage]:
-                owner = _owner(path.parent.name, path.name)
+                key = key_of_directory(path.name) if kind is Kind.ARTEFACT else path.name
+                owner = _owner(path.parent.name, key or path.name)
                 if path == stage or owner is None or path.is_symlink() or not path.is_dir():
                     self.kept.append(self._item(kind, path, FOREIGN))
                 else:
@@ -363,38 +367,74 @@ class _Collection:
 def _referenced(
     store: Store, retained: Iterable[Snapshot], further: Mapping[str, Iterable[ArtefactRef]]
 ) -> dict[tuple[str, str], str]:
-    """What refers to an artefact, by its stage and key; one of several referrers is named."""
+    """What refers to an artefact, by its stage and the name of its directory; one of several referrers is named."""
     in_snapshots: dict[tuple[str, str], str] = {}
     for snapshot in reversed(list(retained)):
         for ref in snapshot.entries.values():
-            in_snapshots.setdefault((ref.stage, ref.key), f"snapshot {snapshot.number} of {snapshot.dataset}")
-    others = {(ref.stage, ref.key): referrer for referrer, refs in further.items() for ref in refs}
+            for name in _names(ref):
+                in_snapshots.setdefault(name, f"snapshot {snapshot.number} of {snapshot.dataset}")
+    others = {name: referrer for referrer, refs in further.items() for ref in refs for name in _names(ref)}
+    sources = _Sources(store)
     queue = list(others)
     while queue:
-        above = _computed_from(store, [queue.pop()], others)
+        above = sources.above([queue.pop()], others)
         queue += above
         others |= above
-    return others | _computed_from(store, in_snapshots, in_snapshots) | in_snapshots
+    return others | sources.above(in_snapshots, in_snapshots) | in_snapshots
 
 
-def _computed_from(
-    store: Store, artefacts: Iterable[tuple[str, str]], known: Mapping[tuple[str, str], str]
-) -> dict[tuple[str, str], str]:
-    """What artefacts were computed from, without what is known already, and what each of it was used for."""
-    found: dict[tuple[str, str], str] = {}
-    for stage, key in artefacts:
-        try:
-            artefact = store.find(stage, key)
-        except ArtefactDamaged as error:
-            raise ArtefactDamaged(
-                f"What {stage}/{key} was computed from cannot be told, and {known[stage, key]} refers to it: "
-                f"{error.problem}",
-                remedy=f"{error.remedy} Until then nothing is removed.",
-            ) from error
-        for used in artefact.manifest.inputs.values() if artefact is not None else ():
-            if (used.stage, used.key) not in known:
-                found[used.stage, used.key] = f"{stage}/{key}, which was computed from it"
-    return found
+def _names(ref: ArtefactRef) -> tuple[tuple[str, str], ...]:
+    """The stage and the directories that a reference keeps: what its key has, and its content wherever it is."""
+    return (ref.stage, ref.key), (ref.stage, ref.variant)
+
+
+class _Sources:
+    """What artefacts were computed from; every manifest is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[tuple[str, str], tuple[list[Artefact], dict[str, ArtefactDamaged]]] = {}
+
+    def above(
+        self, names: Iterable[tuple[str, str]], known: Mapping[tuple[str, str], str]
+    ) -> dict[tuple[str, str], str]:
+        """What artefacts were computed from, without what is known already, and what each of it was used for.
+
+        Raises:
+            ArtefactDamaged: It cannot be told, since a manifest is damaged.
+        """
+        found: dict[tuple[str, str], str] = {}
+        for stage, name in names:
+            key = name.partition(BETWEEN)[0]
+            artefacts, damaged = self._contents(stage, key)
+            if name in damaged:
+                raise ArtefactDamaged(
+                    f"What {stage}/{name} was computed from cannot be told, and {known[stage, name]} refers to it: "
+                    f"{damaged[name].problem}",
+                    remedy=f"{damaged[name].remedy} Until then nothing is removed.",
+                )
+            for artefact in artefacts:
+                for used in artefact.manifest.inputs.values():
+                    for place in self._read(used):
+                        if place not in known:
+                            found[place] = f"{stage}/{key}, which was computed from it"
+        return found
+
+    def _read(self, used: InputRef) -> Iterator[tuple[str, str]]:
+        """The directories that may hold what was read, now or as soon as a forced recomputation replaces it."""
+        yield used.stage, used.key
+        artefacts, damaged = self._contents(used.stage, used.key)
+        yield from ((used.stage, name) for name in damaged)
+        for artefact in artefacts:
+            if used.file in artefact.files and artefact.sha256(used.file) == used.sha256:
+                yield used.stage, artefact.ref().variant
+
+    def _contents(self, stage: str, key: str) -> tuple[list[Artefact], dict[str, ArtefactDamaged]]:
+        if (stage, key) not in self._known:
+            damaged: dict[str, ArtefactDamaged] = {}
+            artefacts = self._store.contents(stage, key, on_damaged=lambda path, e: damaged.update({path.name: e}))
+            self._known[stage, key] = list(artefacts), damaged
+        return self._known[stage, key]
 
 
 def _read_retained(store: Store, dataset: str, number: int) -> Snapshot:

@@ -22,9 +22,12 @@ MANIFEST = "manifest.json"
 
 Kind = Literal["table", "tensors", "json"]
 SUFFIX: dict[Kind, str] = {"table": ".parquet", "tensors": ".safetensors", "json": ".json"}
+BETWEEN = "~"
+"""Cannot occur in a name, so that a name made of several can be taken apart again."""
 REBUILD = "Run the pipeline again: it sets the damaged artefact aside and rebuilds it."
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_VARIANT_DIGITS = 16
 _LIBRARIES = ("numpy", "pyarrow", "duckdb", "torch", "transformers")
 
 
@@ -40,6 +43,14 @@ def checked_name(kind: str, name: object) -> str:
             remedy="Use 1 to 64 of the characters a-z 0-9 . _ - and start with a letter or a digit.",
         )
     return name
+
+
+def key_of_directory(name: str) -> str | None:
+    """The key of what an artefact's directory holds, whether the key's own or that of a variant; None if it is none."""
+    key, between, digest = name.partition(BETWEEN)
+    if between and not re.fullmatch(rf"[0-9a-f]{{{_VARIANT_DIGITS}}}", digest):
+        return None
+    return key if _NAME.fullmatch(key) else None
 
 
 def canonical_json(obj: object) -> str:
@@ -156,6 +167,12 @@ class ArtefactRef:
     stage: str
     key: str
     files: dict[str, str]
+
+    @property
+    def variant(self) -> str:
+        """Name of the directory of this content where the key's own has other content."""
+        digest = hashlib.sha256(canonical_json(self.files).encode()).hexdigest()
+        return f"{self.key}{BETWEEN}{digest[:_VARIANT_DIGITS]}"
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict for JSON."""

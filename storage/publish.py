@@ -135,7 +135,8 @@ class ArtefactWriter:
         Args:
             info: What else to report, such as counts.
             wall_s: Seconds that the stage took.
-            replace: Whether whole but different content under this key is set aside; equal content stays.
+            replace: Whether whole but different content under this key makes way, so that only those who refer to it
+                find it; equal content stays.
 
         Raises:
             StoreError: The store cannot be written, or holds other content under this key and ``replace`` is not set.
@@ -163,7 +164,7 @@ class ArtefactWriter:
         return artefact
 
     def _already_there(self, manifest: Manifest, replace: bool) -> Artefact | None:
-        """The artefact in the store if it is whole and equal; a damaged one is set aside first."""
+        """The artefact in the store if it is whole and equal; else its place is free afterwards."""
         if not self._store.place(self._stage, self._key).exists():
             return None
         try:
@@ -177,13 +178,13 @@ class ArtefactWriter:
         ours, theirs = _hashes(manifest), _hashes(found.manifest)
         if ours != theirs:
             if replace:
-                self._store.discard(self._stage, self._key, "A forced recomputation gave other content.")
+                self._store.make_way(found)
                 return None
             differing = sorted(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
             raise StoreError(
                 f"The store already holds {self._stage}/{self._key} with other content "
                 f"(differing: {', '.join(differing)}); an artefact is never overwritten.",
-                remedy="Run the stage with --force to set the stored one aside.",
+                remedy="Run the stage with --force to have new runs find the new content.",
             )
         return found
 

@@ -96,8 +96,13 @@ class ExperimentRecord:
         artefacts: dict[str, ArtefactRef] = {}
 
         def places(slots: Mapping[str, ArtefactRef]) -> dict[str, str]:
-            named = {slot: f"{ref.stage}/{ref.key}" for slot, ref in slots.items()}
-            artefacts.update((place, slots[slot]) for slot, place in named.items())
+            named = {}
+            for slot, ref in slots.items():
+                place = f"{ref.stage}/{ref.key}"
+                if artefacts.setdefault(place, ref) != ref:  # forced between two runs, with other content
+                    place = f"{ref.stage}/{ref.variant}"
+                    artefacts[place] = ref
+                named[slot] = place
             return named
 
         cells = [
@@ -177,7 +182,7 @@ class Recorder:
         store, name = self.run.store, self.experiment.name
         with store.lock(_DIRECTORY, name), references_lock(store):
             for result in self.run.results.values():
-                if (result.ref.stage, result.ref.key) not in self._referred_to:
+                if (result.ref.stage, result.ref.variant) not in self._referred_to:
                     store.load(result.ref)
             record = self.record()
             fields = record.to_json() | {"format_version": FORMAT_VERSION}
@@ -187,7 +192,8 @@ class Recorder:
                 if not path.exists() or path.read_bytes() != content:
                     make_directory(path.parent)
                     replace_durably(path, content, scratch=store.staging)
-            self._referred_to = {(ref["stage"], ref["key"]) for ref in fields["artefacts"].values()}
+            refs = map(ArtefactRef.from_json, fields["artefacts"].values())
+            self._referred_to = {(ref.stage, ref.variant) for ref in refs}
         return record
 
     def record(self) -> ExperimentRecord:

@@ -153,7 +153,7 @@ def _add_lineage(branch: Tree, store: Store, artefact: Artefact, seen: set[tuple
         if ref.stage == "source" or again:
             continue
         seen.add((ref.stage, ref.key))
-        found = store.find(ref.stage, ref.key)
+        found = store.find_input(ref)
         if found is None:
             node.add("[red]no longer in the store[/]")
         else:

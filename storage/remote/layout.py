@@ -2,13 +2,15 @@
 
 store.json                                format of the store
 artefacts/<stage>/<key>/<file>            manifest.json last: without it, there is no artefact
+artefacts/<stage>/<key>~<hash>/<file>     a variant, as in a store: other content under the same key
 snapshots/<dataset>/000001.json           after the artefacts that it refers to
 snapshots/<dataset>/current.json          the only object that ever changes
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from p2rec_core.errors import StoreError
+from p2rec_core.errors import ArtefactDamaged, StoreError
 from storage.manifest import (
     FORMAT_VERSION,
     MANIFEST,
@@ -41,7 +43,7 @@ def each_artefact(
     Returns:
         How many were moved, how many were there, and the bytes that were moved.
     """
-    artefacts = {(ref.stage, ref.key): ref for ref in snapshot.entries.values()}
+    artefacts = {(ref.stage, ref.variant): ref for ref in snapshot.entries.values()}
     moved: list[int] = []
     for done, ref in enumerate(artefacts.values(), 1):
         n_bytes = move(ref)
@@ -52,9 +54,10 @@ def each_artefact(
     return len(moved), len(artefacts) - len(moved), sum(moved)
 
 
-def artefact_prefix(stage: str, key: str) -> str:
-    """Where an artefact's files are."""
-    return f"artefacts/{checked_name('a stage', stage)}/{checked_name('a key', key)}"
+def artefact_prefixes(ref: ArtefactRef) -> tuple[str, str]:
+    """Where an artefact's files are: at its key's place, or at a variant's where other content has that."""
+    stage, key = checked_name("a stage", ref.stage), checked_name("a key", ref.key)
+    return f"artefacts/{stage}/{key}", f"artefacts/{stage}/{ref.variant}"
 
 
 def snapshot_prefix(dataset: str) -> str:
@@ -101,25 +104,59 @@ def check_marker(bucket: Bucket, *, create: bool) -> None:
         ) from error
 
 
-def read_manifest(bucket: Bucket, ref: ArtefactRef) -> tuple[bytes, Manifest] | None:
-    """The manifest of an artefact in a bucket, as bytes and parsed; None if it is not there.
+@dataclass(frozen=True)
+class Place:
+    """Where an artefact is in a bucket, or belongs.
+
+    Attributes:
+        prefix: Of its files.
+        manifest: Its manifest; None if it is not there.
+        damage: Why that could not be read; None if it could, or nothing is there.
+    """
+
+    prefix: str
+    manifest: Manifest | None
+    damage: ArtefactDamaged | None = None
+
+
+def find_place(bucket: Bucket, ref: ArtefactRef) -> Place:
+    """Look an artefact up in a bucket by its content.
 
     Raises:
-        StoreError: It lists other content than the reference: a store with another history was pushed there.
-        ArtefactDamaged: It is not whole.
+        StoreError: A manifest in its place is that of another artefact.
     """
-    name = f"{artefact_prefix(ref.stage, ref.key)}/{MANIFEST}"
+    own, variant = (_place(bucket, prefix, ref) for prefix in artefact_prefixes(ref))
+    if _is_meant(own, ref):
+        return own
+    if _is_meant(variant, ref) or own.manifest is not None:
+        return variant
+    return own
+
+
+def _is_meant(place: Place, ref: ArtefactRef) -> bool:
+    return place.manifest is not None and _ref(place.manifest) == ref
+
+
+def _ref(manifest: Manifest) -> ArtefactRef:
+    return ArtefactRef(manifest.stage, manifest.key, {n: entry.sha256 for n, entry in manifest.files.items()})
+
+
+def _place(bucket: Bucket, prefix: str, ref: ArtefactRef) -> Place:
+    name = f"{prefix}/{MANIFEST}"
     data = bucket.read(name)
     if data is None:
-        return None
-    manifest = Manifest.parse(data, place=f"{bucket.address}/{name}")
-    found = ArtefactRef(manifest.stage, manifest.key, {n: entry.sha256 for n, entry in manifest.files.items()})
-    if found != ref:
+        return Place(prefix, None)
+    try:
+        manifest = Manifest.parse(data, place=f"{bucket.address}/{name}")
+    except ArtefactDamaged as damage:
+        return Place(prefix, None, damage)
+    found = _ref(manifest)
+    if (found.stage, found.key) != (ref.stage, ref.key) or prefix not in artefact_prefixes(found):
         raise StoreError(
-            f"{bucket.address} holds {ref.stage}/{ref.key} with other content.",
-            remedy="Another store was pushed there: choose another prefix for this one.",
+            f"{bucket.address} holds {found.stage}/{found.variant} in {prefix}, which is another's place.",
+            remedy="Something else wrote there: choose another prefix for this store.",
         )
-    return data, manifest
+    return Place(prefix, manifest)
 
 
 def read_current(bucket: Bucket, dataset: str) -> Snapshot:

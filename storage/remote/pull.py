@@ -5,16 +5,16 @@ when all are there. So readers of the store see the snapshot of before or the ne
 is finished by the next.
 """
 
-import contextlib
 from dataclasses import dataclass
+from pathlib import Path
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing
 from storage.artefacts import Artefact, Store
 from storage.disk import os_errors
-from storage.manifest import ArtefactRef
+from storage.manifest import MANIFEST, REBUILD, ArtefactRef
 from storage.publish import move_in, seal
 from storage.remote.bucket import Bucket
-from storage.remote.layout import Told, artefact_prefix, check_marker, each_artefact, read_current, read_manifest
+from storage.remote.layout import Told, check_marker, each_artefact, find_place, read_current
 from storage.snapshots import Snapshot, adopt_snapshot, mark_used, refuse_another
 
 
@@ -60,21 +60,23 @@ def pull(store: Store, bucket: Bucket, dataset: str, *, told: Told | None = None
 def _fetch(store: Store, bucket: Bucket, ref: ArtefactRef) -> int | None:
     """Bring an artefact into the store; bytes fetched, None if it was there."""
     with store.lock(ref.stage, ref.key):
-        if _there(store, ref):
+        final = _free_place(store, ref)
+        if final is None:
             return None
-        found = read_manifest(bucket, ref)
-        if found is None:
+        place = find_place(bucket, ref)
+        if place.damage is not None:
+            raise place.damage
+        if place.manifest is None:
             raise ArtefactMissing(
                 f"{bucket.address} lacks {ref.stage}/{ref.key}, which its snapshot refers to.",
                 remedy="Pull again; if it stays so, push again from the store that it is a copy of.",
             )
-        data, manifest = found
-        final = store.place(ref.stage, ref.key)
+        manifest = place.manifest.render()
         with store.stage_artefact(ref.stage, ref.key) as staging:
-            _download(bucket, artefact_prefix(ref.stage, ref.key), Artefact(ref.stage, ref.key, staging, manifest))
-            seal(staging, data)
+            _download(bucket, place.prefix, Artefact(ref.stage, ref.key, staging, place.manifest))
+            seal(staging, manifest)
             move_in(staging, final)
-        return sum(entry.bytes for entry in manifest.files.values()) + len(data)
+        return sum(entry.bytes for entry in place.manifest.files.values()) + len(manifest)
 
 
 def _download(bucket: Bucket, prefix: str, artefact: Artefact) -> None:
@@ -84,21 +86,26 @@ def _download(bucket: Bucket, prefix: str, artefact: Artefact) -> None:
             bucket.download(f"{prefix}/{entry.path}", path, n_bytes=entry.bytes, sha256=entry.sha256)
 
 
-def _there(store: Store, ref: ArtefactRef) -> bool:
-    """Whether the store holds the artefact; a damaged one is set aside, one with other content is refused."""
-    try:
-        found = store.find(ref.stage, ref.key)
-        if found is not None and found.ref() == ref:
-            for name in found.files:
-                found.whole_file(name)
-            return mark_used(store, found)
-    except (ArtefactDamaged, ArtefactMissing) as error:
-        with contextlib.suppress(ArtefactMissing):
-            store.discard(ref.stage, ref.key, error.problem)
-        return False
-    if found is not None:
-        raise StoreError(
-            f"{store.root} holds {ref.stage}/{ref.key} with other content than the bucket.",
-            remedy="Two stores that computed the same differently do not mix: pull into another, as in --store copy.",
-        )
-    return False
+def _free_place(store: Store, ref: ArtefactRef) -> Path | None:
+    """Where an artefact is to go, a variant's place if its key has other content; None if it is there, whole.
+
+    What is damaged is set aside.
+    """
+    free: list[Path] = []
+    for path in (store.place(ref.stage, ref.key), store.variant_place(ref)):
+        if path.exists():
+            try:
+                found = store.at(path)
+                if found is None:
+                    raise ArtefactMissing(f"{path} has no {MANIFEST}.", remedy=REBUILD)
+                if found.ref() != ref:
+                    continue
+                for name in found.files:
+                    found.whole_file(name)
+            except (ArtefactDamaged, ArtefactMissing) as error:
+                store.set_aside(path, f"{ref.stage}-{ref.key}", error.problem)
+            else:
+                if mark_used(store, found):
+                    return None
+        free.append(path)
+    return free[0]

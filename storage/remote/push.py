@@ -8,18 +8,18 @@ by the next.
 import datetime
 from dataclasses import dataclass
 
-from p2rec_core.errors import ArtefactDamaged, StoreError
+from p2rec_core.errors import StoreError
 from storage.artefacts import Artefact, Store
-from storage.manifest import MANIFEST, ArtefactRef, Manifest
+from storage.manifest import MANIFEST, Manifest
 from storage.remote.bucket import Bucket
 from storage.remote.layout import (
     Told,
-    artefact_prefix,
+    artefact_prefixes,
     check_marker,
     each_artefact,
+    find_place,
     pointer_name,
     read_current,
-    read_manifest,
     read_numbered,
     snapshot_name,
 )
@@ -69,7 +69,7 @@ def push(store: Store, bucket: Bucket, dataset: str, *, check: bool = False, tol
 
     Raises:
         ArtefactMissing: A file of the snapshot is not in the store.
-        ArtefactDamaged: A file of the snapshot in the store is damaged, or a manifest in the bucket.
+        ArtefactDamaged: A file of the snapshot in the store is damaged.
         StoreError: The bucket cannot be used, holds a snapshot of another store, or somebody else pushed meanwhile.
     """
     snapshot = read_snapshot(store, dataset)
@@ -100,29 +100,17 @@ def _number(pointer: bytes) -> int | None:
 
 def _send(bucket: Bucket, artefact: Artefact, *, check: bool) -> int | None:
     """Write an artefact that is not there, the manifest last; bytes sent, None if it was there."""
-    if _found(bucket, artefact.ref(), check=check):
+    place = find_place(bucket, artefact.ref())  # a damaged manifest is replaced
+    if place.manifest is not None and (not check or _whole(bucket, place.prefix, place.manifest)):
         return None
-    prefix = artefact_prefix(artefact.stage, artefact.key)
     for name, entry in artefact.files.items():
-        bucket.write(f"{prefix}/{entry.path}", artefact.whole_file(name))
+        bucket.write(f"{place.prefix}/{entry.path}", artefact.whole_file(name))
     manifest = artefact.manifest.render()
-    bucket.write(f"{prefix}/{MANIFEST}", manifest)
+    bucket.write(f"{place.prefix}/{MANIFEST}", manifest)
     return sum(entry.bytes for entry in artefact.files.values()) + len(manifest)
 
 
-def _found(bucket: Bucket, ref: ArtefactRef, *, check: bool) -> bool:
-    """Whether an artefact is in a bucket, with ``check``: and whole."""
-    try:
-        found = read_manifest(bucket, ref)
-    except ArtefactDamaged:
-        return False  # what is sent anew replaces it
-    if found is None:
-        return False
-    return not check or _whole(bucket, ref, found[1])
-
-
-def _whole(bucket: Bucket, ref: ArtefactRef, manifest: Manifest) -> bool:
-    prefix = artefact_prefix(ref.stage, ref.key)
+def _whole(bucket: Bucket, prefix: str, manifest: Manifest) -> bool:
     return all(bucket.sha256(f"{prefix}/{entry.path}") == entry.sha256 for entry in manifest.files.values())
 
 
@@ -167,7 +155,8 @@ def forget(bucket: Bucket, dataset: str, *, keep: int, grace: datetime.timedelta
     gone = [number for number in numbers[:-keep] if number != current.number]
     bucket.remove([snapshot_name(dataset, number) for number in gone])
     kept = [snapshot for (name, number), snapshot in snapshots.items() if name != dataset or number not in gone]
-    needed = {artefact_prefix(ref.stage, ref.key) for snapshot in kept for ref in snapshot.entries.values()}
+    refs = [ref for snapshot in kept for ref in snapshot.entries.values()]
+    needed = {prefix for ref in refs for prefix in artefact_prefixes(ref)}
     young = datetime.datetime.now(datetime.UTC) - grace
     removed = 0
     for prefix, objects in _artefacts(bucket).items():

@@ -23,17 +23,21 @@ NOW = timedelta(0)
 LONGEST_WAIT_S = 5.0
 
 
-def publish_artefact(store: Store, value: int) -> Artefact:
-    """An artefact with a file of every kind, as a stage makes one; the checkpoint goes when it is published."""
+def publish_artefact(store: Store, value: int, *, content: int | None = None) -> Artefact:
+    """An artefact with a file of every kind, as a stage makes one; the checkpoint goes when it is published.
+
+    With ``content``, as a forced stage makes one whose bytes come out otherwise.
+    """
+    key, forced = f"v{value}", content is not None
+    value = value if content is None else content
     history = {"epoch": pa.array([0, 1], pa.int32()), "metric": ["loss"] * 2, "value": [float(value), 0.5]}
-    key = f"v{value}"
     with store.lock("train", key):
         (store.workspace("train", key) / "checkpoint").write_bytes(b"half way")
         with store.write("train", key, settings={"value": value}, inputs={}, fingerprint="f") as writer:
             writer.table("history", pa.table(history))
             writer.tensors("weights", {"w": np.full(64, value, np.float32)}, {"value": str(value)})
             writer.json("report", {"value": value})
-            return writer.publish({"value": value}, 1.0)
+            return writer.publish({"value": value}, 1.0, replace=forced)
 
 
 def publish(store: Store, value: int) -> None:
@@ -70,6 +74,10 @@ def _artefact(store: Store) -> None:
     publish_artefact(store, 4)
 
 
+def _forced(store: Store) -> None:
+    publish_artefact(store, 3, content=33)
+
+
 def _snapshot(store: Store) -> None:
     publish(store, 4)
 
@@ -104,6 +112,7 @@ OPERATIONS = (
     Operation("pin", _pin, (3,)),
     Operation("collect garbage", _gc, (3,)),
     Operation("mend a torn pointer", _repair, (3,)),
+    Operation("force other content under a key in use", _forced, (3,)),
 )
 
 

@@ -16,8 +16,8 @@ from storage.doctor import examine
 from storage.remote.bucket import Bucket
 from storage.remote.pull import pull
 from storage.remote.push import forget, push
-from storage.snapshots import list_snapshots, read_snapshot, rollback
-from tests.faults.house import DATASET, publish
+from storage.snapshots import list_snapshots, publish_snapshot, read_snapshot, rollback
+from tests.faults.house import DATASET, publish, publish_artefact
 
 NONE = datetime.timedelta(0)
 
@@ -253,22 +253,53 @@ def test_histories_do_not_mix(tmp_path: Path, bucket: Bucket) -> None:
     assert current_value(other) == 5
 
 
-def test_other_content_under_a_key_is_refused_on_both_ways(tmp_path: Path, bucket: Bucket) -> None:
+def test_other_content_under_a_key_goes_both_ways_beside_what_is_there(tmp_path: Path, bucket: Bucket) -> None:
+    store, copy = filled(tmp_path / "store", 1), Store.open(tmp_path / "copy")
+    push(store, bucket, DATASET)
+    pull(copy, bucket, DATASET)
+    forced = publish_artefact(store, 1, content=7)
+    publish_snapshot(store, DATASET, {"train": forced.ref()}, {})
+    assert push(store, bucket, DATASET).n_sent == 1
+    assert pull(copy, bucket, DATASET).n_fetched == 1
+    before = copy.load(read_snapshot(copy, DATASET, 1).entries["train"])
+    assert (current_value(copy), copy.find("train", "v1")) == (7, before)
+    assert push(store, bucket, DATASET, check=True).n_sent == pull(copy, bucket, DATASET).n_fetched == 0
+    whole = Store.open(tmp_path / "whole")
+    pull(whole, bucket, DATASET)  # at the key's own place, since nothing else has it
+    assert (current_value(whole), whole.find("train", "v1").ref()) == (7, forced.ref())
+    assert forget(bucket, DATASET, keep=2, grace=NONE) == ([], 0)
+    publish(store, 2)
+    push(store, bucket, DATASET)
+    assert forget(bucket, DATASET, keep=1, grace=NONE) == ([1, 2], 2)
+
+
+def test_a_variant_that_is_damaged_in_a_bucket_is_not_taken_and_sent_again(tmp_path: Path, bucket: Bucket) -> None:
     store = filled(tmp_path / "store", 1)
     push(store, bucket, DATASET)
-    other = Store.open(tmp_path / "other")
-    with other.write("train", "v1", settings={"value": 1}, inputs={}, fingerprint="f") as writer:
-        writer.json("report", {"value": 7})
-        writer.publish({}, 1.0)
-    with pytest.raises(StoreError, match="holds train/v1 with other content than the bucket"):
-        pull(other, bucket, DATASET)
-    assert other.find("train", "v1") is not None
-    publish(other, 3)  # so that number 1 is not taken by chance
-    empty = Bucket(MemoryStore(), "memory")
-    push(other, empty, DATASET)
-    put(empty, "artefacts/train/v3/manifest.json", bucket.read("artefacts/train/v1/manifest.json") or b"")
-    with pytest.raises(StoreError, match="holds train/v3 with other content"):
-        push(other, empty, DATASET)
+    forced = publish_artefact(store, 1, content=7)
+    publish_snapshot(store, DATASET, {"train": forced.ref()}, {})
+    push(store, bucket, DATASET)
+    place = f"artefacts/train/{forced.ref().variant}"
+    for file in ("manifest.json", "report.json"):
+        put(bucket, f"{place}/{file}", b"{}\n")
+        copy = Store.open(tmp_path / f"copy-{file}")
+        with pytest.raises(P2RecError, match=file):
+            pull(copy, bucket, DATASET)
+        assert push(store, bucket, DATASET, check=True).n_sent == 1
+        pull(copy, bucket, DATASET)
+        assert current_value(copy) == 7
+    put(bucket, f"{place}/manifest.json", bucket.read("artefacts/train/v1/manifest.json") or b"")
+    with pytest.raises(StoreError, match=rf"holds train/v1~[0-9a-f]+ in {place}, which is another's place"):
+        push(store, bucket, DATASET)
+
+
+def test_another_artefact_in_the_place_of_a_key_is_refused(tmp_path: Path, bucket: Bucket) -> None:
+    store = filled(tmp_path / "store", 1)
+    push(store, bucket, DATASET)
+    publish(store, 3)
+    put(bucket, "artefacts/train/v3/manifest.json", bucket.read("artefacts/train/v1/manifest.json") or b"")
+    with pytest.raises(StoreError, match=r"holds train/v1~[0-9a-f]+ in artefacts/train/v3, which is another's place"):
+        push(store, bucket, DATASET)
 
 
 def test_of_two_that_push_at_once_one_is_told(tmp_path: Path, bucket: Bucket) -> None:

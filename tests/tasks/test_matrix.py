@@ -25,10 +25,11 @@ from p2rec_core.metrics import SEEN_POLICIES
 from p2rec_core.progress import silent
 from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.experiment import ExperimentSettings, experiment_settings, read_experiment
+from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import ArtefactRef, Store
 from storage.garbage import Kind, collect, collect_leftovers
 from tasks.estimate import TimeLeft, Walls, duration, remaining_s, time_left, whole_wall
-from tasks.experiments import Recorder, read_record, record_path
+from tasks.experiments import CellRecord, DatasetRecord, ExperimentRecord, Recorder, read_record, record_path
 from tasks.matrix import Matrix, Recipe
 from tasks.matrix_run import CellState, MatrixRun
 from tasks.references import experiment_references
@@ -475,6 +476,19 @@ def test_a_damaged_record_is_refused_and_replaced_by_the_next_run(computed, defi
     assert path.read_bytes() == before
     with pytest.raises(StoreError, match=r"no results of an experiment 'other' .*it has: tiny"):
         read_record(store, "other")
+
+
+def test_cells_of_two_contents_under_one_key_keep_what_they_refer_to():
+    cells = {}
+    for seed in (1, 2):
+        cell = Cell("sample", "gru4rec", "base", seed)
+        ref = ArtefactRef("backbone", "k", {"checkpoint": str(seed) * 64})
+        cells[cell] = CellRecord(cell, Variant.BASE, "d", CellState.DONE, "", {"backbone": ref}, "t", "e", tried=(ref,))
+    settings = experiment_settings(
+        {"name": "tiny", "datasets": ["sample"], "backbones": ["gru4rec"], "seeds": [1, 2], "arms": ARMS}, place="here"
+    )
+    record = ExperimentRecord(settings, "tiny", cells, {"sample": DatasetRecord(True, {"backbone": ref})})
+    assert ExperimentRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
 # ---------------------------------------------------------------- estimates
