@@ -21,19 +21,21 @@ from flows.cli.options import DEFAULT_STORE, StoreOption
 from flows.cli.run import server_configured
 from flows.forms import STORE_VARIABLE
 from flows.schedules import Schedule, Scheduled, check_parameters, read_schedules
-from flows.server import AUTHENTICATION_VARIABLE, LOOPBACK, LocalServer, check_address, check_port
+from flows.server import (
+    AUTHENTICATION_VARIABLE,
+    HEARTBEAT_S,
+    LOOPBACK,
+    TAG,
+    LocalServer,
+    check_address,
+    check_port,
+)
 
 PORT = 4200
 """Port of a server of our own; Prefect's usual one."""
 
-HEARTBEAT_S = 30
-"""Seconds between two signs of life of a run; Prefect allows no less."""
-
 LOOKED_AT_EVERY_S = 3.0
 """Seconds between two looks for runs that are to start."""
-
-TAG = "p2rec"
-"""Tag of every deployment."""
 
 _DESCRIPTIONS: dict[Scheduled, str] = {
     "pipeline": "All eight stages on a dataset; what is in the store is verified and reused.",

@@ -24,9 +24,15 @@ from tasks.process import die_with
 AUTHENTICATION_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
 """``user:password`` that the server asks for."""
 
+HEARTBEAT_S = 30
+"""Seconds between two signs of life of a run; Prefect allows no less."""
+
 LOOPBACK = "127.0.0.1"
 STARTUP_S = 180.0
 """Seconds that a server has to answer: the first start on a slow machine migrates its database."""
+
+TAG = "p2rec"
+"""Tag of every deployment and of every run: by it a run without signs of life is found out."""
 
 _GRACE_S = 5.0
 _LOOKED_AT_EVERY_S = 0.1
@@ -109,25 +115,27 @@ _started: LocalServer | None = None
 
 @contextlib.contextmanager
 def server_for_runs() -> Iterator[None]:
-    """Flow runs within the context go to the configured server, or to one of this process's own.
+    """Flow runs within the context carry ``TAG`` and go to the configured server, or to one of this process's own.
 
     The latter is started once and ends with the process: what is still to be told in the end is told before.
 
     Raises:
         P2RecError: It cannot be started.
     """
+    from prefect import tags
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     global _started
     if PREFECT_API_URL.value():
-        yield
+        with tags(TAG):
+            yield
         return
     if _started is None:
         server = LocalServer(port=free_port(), interface=False)
         atexit.register(server.stop)
         server.wait_until_it_answers()
         _started = server
-    with temporary_settings({PREFECT_API_URL: _started.api_url}):
+    with temporary_settings({PREFECT_API_URL: _started.api_url}), tags(TAG):
         yield
 
 

@@ -23,7 +23,7 @@ from flows.cli.options import (
 from flows.cli.terminal import StageBars, print_plan, print_report
 from flows.prepare import cached_report, chosen_slots, prepared_slots
 from flows.report import RunReport
-from flows.server import server_for_runs
+from flows.server import HEARTBEAT_S, server_for_runs
 from p2rec_core.errors import P2RecError
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, pipeline_settings
 from storage.artefacts import ArtefactRef, Store
@@ -173,7 +173,10 @@ def server_configured() -> bool:
 
 
 def quiet_prefect() -> None:
-    """Settings for a Prefect inside a command: no telemetry, its log lines to the API and not to the terminal."""
+    """Settings for a Prefect inside a command: no telemetry, its log lines to the API and not to the terminal.
+
+    Signs of life come as often as the server's automation expects them, whatever the user's other flows do.
+    """
     defaults = {
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -181,4 +184,5 @@ def quiet_prefect() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_S)
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from deployments.tidy import AUTOMATION
+from flows.server import HEARTBEAT_S
 from tests.deployments.served import SMALL, Api, Served, alive, children, long_training, until
 
 pytestmark = pytest.mark.slow
@@ -22,7 +25,6 @@ def house(served: Served) -> tuple[Api, dict[str, str]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")} | {
         "PREFECT_HOME": str(served.directory / "worker"),
         "PREFECT_API_URL": served.api.url,
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "P2REC_STORE": str(served.store),
         "P2REC_IMAGE": "p2rec:test",
     }
@@ -48,6 +50,17 @@ def prefect(environment: dict[str, str], *arguments: str) -> "subprocess.Complet
     )
 
 
+def a_foreign_run(api: Api) -> str:
+    """A run of somebody else's flow that is at work and has given one sign of life."""
+    flow = api("POST", "/flows/", {"name": "foreign"})["id"]
+    number = str(api("POST", "/flow_runs/", {"flow_id": flow, "state": {"type": "RUNNING"}})["id"])
+    resource = {"prefect.resource.id": f"prefect.flow-run.{number}"}
+    related = [{"prefect.resource.id": f"prefect.flow.{flow}", "prefect.resource.role": "flow"}]
+    event = {"event": "prefect.flow-run.heartbeat", "resource": resource, "related": related, "id": str(uuid4())}
+    api("POST", "/events", [event | {"occurred": datetime.now(UTC).isoformat()}])
+    return number
+
+
 def test_every_deployment_has_its_form_and_only_variables_that_its_pool_knows(
     house: tuple[Api, dict[str, str]],
 ) -> None:
@@ -65,7 +78,10 @@ def test_every_deployment_has_its_form_and_only_variables_that_its_pool_knows(
         variables = api("GET", f"/work_pools/{pool}")["base_job_template"]["variables"]["properties"]
         for deployment in deployments:
             assert deployment["job_variables"].keys() <= variables.keys(), deployment["name"]
-            assert deployment["job_variables"]["env"] == {"P2REC_STORE": environment["P2REC_STORE"]}
+            assert deployment["job_variables"]["env"] == {
+                "P2REC_STORE": environment["P2REC_STORE"],
+                "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S),
+            }
             assert deployment["enforce_parameter_schema"]
     [pipeline] = [d for d in found["p2rec-process"] if d["entrypoint"] == "flows.pipeline.pipeline"]
     schema = pipeline["parameter_openapi_schema"]
@@ -91,6 +107,7 @@ def test_a_worker_runs_a_flow_and_a_silent_one_is_found_out(
         assert api.ended(number)["state"]["name"] == "Completed", (tmp_path / "log").read_text()
         assert set(api.tasks(number).values()) == {"Cached"}
 
+        foreign = a_foreign_run(api)
         number = api.start("pipeline/process", settings=long_training(21))
         until(lambda: "backbone" in api.tasks(number), seconds=90, what="the training")
         processes = [pid for pid, command in children(worker.pid).items() if "prefect" in command]
@@ -102,6 +119,7 @@ def test_a_worker_runs_a_flow_and_a_silent_one_is_found_out(
         assert api.state(number) == "Running"  # nobody is left who could tell
         run = api.ended(number, seconds=240)
         assert (run["state"]["name"], run["state"]["message"]) == ("Crashed", "no sign of life for 90 s")
+        assert api.state(foreign) == "Running"  # its flow gives signs of life as rarely as Prefect's default has it
     finally:
         worker.kill()
         worker.wait()

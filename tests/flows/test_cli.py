@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.settings import PREFECT_API_URL
 
 from flows.report import RunReport
@@ -221,6 +223,16 @@ def test_bad_data_names_the_file_and_the_remedy(tmp_path: Path) -> None:
     call = p2rec("data", "fetch", "-d", "beauty", *store, **offline)
     failed(call, 3, "beauty", "P2REC_DATASETS_DIR")
     assert not list((tmp_path / "store" / "artefacts").iterdir())
+
+
+def test_a_run_against_a_server_carries_the_tag_by_which_a_silent_one_is_found_out(
+    filled: Path, sets: list[str]
+) -> None:
+    call = p2rec("run", "--store", filled, *sets, "--json", PREFECT_API_URL=PREFECT_API_URL.value())
+    assert call.returncode == 0, call.stderr
+    tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=["p2rec"]))
+    with get_client(sync_client=True) as client:
+        assert [run.name for run in client.read_flow_runs(flow_run_filter=tagged)] == ["sample"]
 
 
 def test_a_store_that_is_not_there_or_refuses_a_query(filled: Path, tmp_path: Path) -> None:
