@@ -5,15 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import PositiveInt
 
 from flows.definitions import find_definition
@@ -27,6 +21,7 @@ from storage.artefacts import DEFAULT_STORE, Store
 from tasks.experiments import Recorder
 from tasks.matrix_run import MatrixRun, drive
 from tasks.matrix_task import show_cached, start_in_worker
+from tasks.progress import ProgressArtifact, shown_if_possible
 from tasks.results import load_results
 from tasks.worker import WorkerPool
 
@@ -95,12 +90,13 @@ def _experiment(
     """Compute what is missing of a part of an experiment, tell of it, and leave the run's artifacts."""
     begun = time.monotonic()
     run = prepared_run(part, store, parallel)
-    recorder, shown = Recorder(run, whole, name), _ProgressArtifact(part.name)
+    recorder, shown = Recorder(run, whole, name), ProgressArtifact(part.name, every_s=_SHOWN_EVERY_S)
 
     def looked(run: MatrixRun, changed: bool) -> None:
         if changed:
             recorder.write()
-        shown(run)
+        done = len(run.results) + len(run.failures)
+        shown(100.0 * done / run.n_nodes, f"{done} of {run.n_nodes} computations, {run.left()}")
         for watcher in _watchers:
             watcher(run)
 
@@ -122,42 +118,12 @@ def _experiment(
 def _leave_artifacts(report: dict[str, Any], store: Store) -> None:
     """Summary, metrics of every cell, and, as far as there is enough for it, the report with its figures."""
     name = report["experiment"]
-    create_markdown_artifact(report_markdown(report), key="experiment", description=f"{name}: summary")
-    create_table_artifact(result_rows(report), key="experiment-results", description=f"{name}: metrics of every cell")
-    try:
-        show_comparison(load_results(store, name))
-    except P2RecError as error:
-        get_run_logger().info("no report yet: %s", error)
-
-
-class _ProgressArtifact:
-    """How far an experiment is, and how long the rest takes, as a progress artifact of the flow run."""
-
-    def __init__(self, experiment: str) -> None:
-        self._experiment = experiment
-        self._artifact: UUID | None = None
-        self._shown_at = -_SHOWN_EVERY_S
-
-    def __call__(self, run: MatrixRun) -> None:
-        """Update it now and then."""
-        now = time.monotonic()
-        if now - self._shown_at < _SHOWN_EVERY_S:
-            return
-        self._shown_at = now
-        done = len(run.results) + len(run.failures)
-        self._update(100.0 * done / run.n_nodes, f"{done} of {run.n_nodes} computations, {run.left()}")
-
-    def finish(self) -> None:
-        """Set it to 100 %."""
-        self._update(100.0, "done")
-
-    def _update(self, percent: float, message: str) -> None:
-        text = f"{self._experiment}: {message}"
+    with shown_if_possible("the experiment's results"):
+        create_markdown_artifact(report_markdown(report), key="experiment", description=f"{name}: summary")
+        create_table_artifact(
+            result_rows(report), key="experiment-results", description=f"{name}: metrics of every cell"
+        )
         try:
-            if self._artifact is None:
-                created = create_progress_artifact(progress=percent, description=text)
-                self._artifact = created if isinstance(created, UUID) else None
-            else:
-                update_progress_artifact(artifact_id=self._artifact, progress=percent, description=text)
-        except Exception as error:  # a server that is away for a while is no reason to stop computing
-            get_run_logger().warning("progress could not be shown: %s", error)
+            show_comparison(load_results(store, name))
+        except P2RecError as error:
+            get_run_logger().info("no report yet: %s", error)

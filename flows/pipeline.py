@@ -22,6 +22,7 @@ from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
 from storage.snapshots import publish_snapshot
 from tasks.dag import Slot, downstream, upstream
 from tasks.prefect_task import run_slot
+from tasks.progress import shown_if_possible
 from tasks.stage import StageResult
 
 
@@ -141,10 +142,12 @@ def _finish(
         store, dataset, {name: result.ref for name, result in results.items()}, {"synthetic": synthetic}
     )
     report = RunReport(dataset, synthetic, results, snapshot.number, time.monotonic() - begun)
-    create_markdown_artifact(summary_markdown(report), key="summary", description=f"{dataset}: summary")
-    create_table_artifact(metrics_rows(report), key="metrics", description=f"{dataset}: metrics")
-    create_table_artifact(stage_rows(report), key="stages", description=f"{dataset}: stages")
-    create_table_artifact(lineage_rows(report, store), key="lineage", description=f"{dataset}: what was read and made")
+    read_and_made = lineage_rows(report, store)
+    with shown_if_possible("the run's results"):
+        create_markdown_artifact(summary_markdown(report), key="summary", description=f"{dataset}: summary")
+        create_table_artifact(metrics_rows(report), key="metrics", description=f"{dataset}: metrics")
+        create_table_artifact(stage_rows(report), key="stages", description=f"{dataset}: stages")
+        create_table_artifact(read_and_made, key="lineage", description=f"{dataset}: what was read and made")
     pushed = push_if_asked(report, store, runtime)
     if pushed.pushed is not None:
         get_run_logger().info(pushed.pushed)

@@ -30,6 +30,7 @@ from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
 from storage.snapshots import Snapshot, publish_snapshot, read_snapshot
 from tasks.dag import Slot
 from tasks.prefect_task import run_slot
+from tasks.progress import shown_if_possible
 from tasks.refresh.slots import CHANGES, check_continues, comparison_slot, nothing_new, refresh_plan
 from tasks.sources import Source, find_source
 from tasks.stage import VERIFIED, Outcome, StageResult
@@ -239,11 +240,12 @@ def _overtaken(store: Store, base: Snapshot, results: dict[str, StageResult]) ->
 def _show(report: RefreshReport) -> None:
     """Leave the run's artifacts in Prefect."""
     dataset = report.run.dataset
-    create_markdown_artifact(_markdown(report), key="refresh", description=f"{dataset}: refresh")
-    create_table_artifact(check_rows(report), key="gate", description=f"{dataset}: quality gate")
-    create_table_artifact(change_rows(report), key="changes", description=f"{dataset}: changes")
-    create_table_artifact(metrics_rows(report.run), key="metrics", description=f"{dataset}: metrics")
-    create_table_artifact(stage_rows(report.run), key="stages", description=f"{dataset}: stages")
+    with shown_if_possible("the refresh's results"):
+        create_markdown_artifact(_markdown(report), key="refresh", description=f"{dataset}: refresh")
+        create_table_artifact(check_rows(report), key="gate", description=f"{dataset}: quality gate")
+        create_table_artifact(change_rows(report), key="changes", description=f"{dataset}: changes")
+        create_table_artifact(metrics_rows(report.run), key="metrics", description=f"{dataset}: metrics")
+        create_table_artifact(stage_rows(report.run), key="stages", description=f"{dataset}: stages")
 
 
 def _markdown(report: RefreshReport) -> str:

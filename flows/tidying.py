@@ -10,6 +10,7 @@ from pydantic import Field
 
 from storage.artefacts import DEFAULT_STORE, Store
 from storage.garbage import DEFAULT_GRACE, GarbageReport, collect
+from tasks.progress import shown_if_possible
 from tasks.references import experiment_references
 
 _SHOWN = 200
@@ -51,7 +52,8 @@ def gc(
     told = f"{report.summary}; {len(report.kept)} kept."
     get_run_logger().info("%s", told)
     if report.removed:
-        create_table_artifact(_rows(report), key="garbage", description=told)
+        with shown_if_possible("what was removed"):
+            create_table_artifact(_rows(report), key="garbage", description=told)
     return {"dry_run": dry_run, "n_removed": len(report.removed), "n_bytes_freed": report.n_bytes_freed}
 
 
