@@ -18,7 +18,7 @@ from cyclopts import Parameter
 
 from flows import SERVED_BY_VARIABLE
 from flows.cli.options import DEFAULT_STORE, StoreOption
-from flows.cli.run import server_configured
+from flows.configured import API_URL_VARIABLE, configured_server
 from flows.forms import STORE_VARIABLE
 from flows.schedules import Schedule, Scheduled, check_parameters, read_schedules
 from flows.server import (
@@ -77,11 +77,12 @@ def serve(
     os.environ[SERVED_BY_VARIABLE] = str(os.getpid())
     os.environ.setdefault("DO_NOT_TRACK", "1")
     timed = read_schedules(schedules) if schedules is not None else ()
-    if not server_configured():
+    configured = configured_server()
+    if configured is None:
         check_address(host, expose=expose)
         check_port(host, port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until Prefect has a handler of its own
-    with _server(host, port) as address:
+    with _server(configured, host, port) as address:
         from prefect.runner import Runner
 
         from deployments.tidy import watch_for_crashes
@@ -98,9 +99,10 @@ def serve(
 
 
 @contextlib.contextmanager
-def _server(host: str, port: int) -> Iterator[str]:
+def _server(configured: str | None, host: str, port: int) -> Iterator[str]:
     """The configured server, or one of our own while the context lasts; gives the address of the interface."""
-    if server_configured():
+    if configured is not None:
+        os.environ[API_URL_VARIABLE] = configured  # also for runs, which work in directories of their own
         from prefect.settings import PREFECT_UI_URL
 
         yield str(PREFECT_UI_URL.value())
@@ -108,7 +110,7 @@ def _server(host: str, port: int) -> Iterator[str]:
     server = LocalServer(host=host, port=port, interface=True)
     try:
         server.wait_until_it_answers()
-        os.environ["PREFECT_API_URL"] = server.api_url
+        os.environ[API_URL_VARIABLE] = server.api_url
         if password := os.environ.get(AUTHENTICATION_VARIABLE):
             os.environ["PREFECT_API_AUTH_STRING"] = password
         from deployments.tidy import after_a_crash

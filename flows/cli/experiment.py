@@ -14,8 +14,9 @@ from rich.table import Table
 
 from flows.cli.matrix_terminal import MatrixView, print_cells, print_outcome
 from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption
-from flows.cli.run import DryRunOption, quiet_prefect, server_configured
+from flows.cli.run import DryRunOption, quiet_prefect
 from flows.cli.tables import print_table
+from flows.configured import configured_server
 from flows.definitions import built_in, find_definition
 from flows.matrix import CellsFailed, prepared_run, report_of
 from flows.server import server_for_runs
@@ -70,7 +71,7 @@ def run(
         _show(found, as_json)
         return
     words = _words(name, assignments, keep_as)
-    if not found.prepared and not found.failures and not server_configured():
+    if not found.prepared and not found.failures and configured_server() is None:
         report = report_of(found, Recorder(found, whole, words).write(), time.monotonic() - begun)
     else:
         report = _in_prefect(whole, words, parts, store, parallel, as_json, opened)

@@ -20,9 +20,10 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
 )
-from flows.cli.run import quiet_prefect, server_configured
+from flows.cli.run import quiet_prefect
 from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars, print_report
+from flows.configured import configured_server
 from flows.refresh_report import RefreshReport, check_rows, conclusion, renewed
 from flows.server import server_for_runs
 from p2rec_core.errors import RefreshRefused
@@ -58,7 +59,7 @@ def refresh(
         dataset=dataset, profile=profile, recipe=recipe, config=config, assignments=assignments or ()
     )
     opened = Store.open(store, create=False)
-    report = None if server_configured() else _nothing_new(dataset, settings, opened, begun)
+    report = None if configured_server() is not None else _nothing_new(dataset, settings, opened, begun)
     if report is None:
         report = _run(dataset, settings, store, quiet=as_json)
     if as_json:

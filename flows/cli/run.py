@@ -21,6 +21,7 @@ from flows.cli.options import (
     StoreOption,
 )
 from flows.cli.terminal import StageBars, print_plan, print_report
+from flows.configured import configured_server
 from flows.prepare import cached_report, chosen_slots, prepared_slots
 from flows.report import RunReport
 from flows.server import HEARTBEAT_S, server_for_runs
@@ -137,7 +138,7 @@ def _show(report: RunReport, store: Store, as_json: bool) -> None:
 
 def _nothing_to_do(dataset: str, settings: PipelineSettings, store: Store, begun: float) -> RunReport | None:
     """Answer from the store where all is cached; a configured Prefect server sees every run, though."""
-    if server_configured():
+    if configured_server() is not None:
         return None
     slots, synthetic = prepared_slots(dataset, settings, store)
     return cached_report(dataset, synthetic, list(plan(slots, store, {})), store, begun, settings.runtime)
@@ -161,15 +162,6 @@ def _present(store: Store, dataset: str) -> dict[str, ArtefactRef]:
         return read_snapshot(store, dataset).entries
     except P2RecError:
         return {}
-
-
-def server_configured() -> bool:
-    """Whether runs go to a Prefect server of the user's; found out without importing Prefect."""
-    if os.environ.get("PREFECT_API_URL"):
-        return True
-    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    profiles = home / "profiles.toml"
-    return profiles.exists() and "PREFECT_API_URL" in profiles.read_text(encoding="utf-8", errors="replace")
 
 
 def quiet_prefect() -> None:
