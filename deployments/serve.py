@@ -28,6 +28,7 @@ from flows.server import (
     TAG,
     LocalServer,
     check_address,
+    check_configured,
     check_port,
 )
 
@@ -105,6 +106,7 @@ def _server(configured: str | None, host: str, port: int) -> Iterator[str]:
         os.environ[API_URL_VARIABLE] = configured  # also for runs, which work in directories of their own
         from prefect.settings import PREFECT_UI_URL
 
+        check_configured()
         yield str(PREFECT_UI_URL.value())
         return
     server = LocalServer(host=host, port=port, interface=True)

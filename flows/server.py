@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from p2rec_core.errors import P2RecError, SettingsError
 from tasks.process import die_with
@@ -28,6 +29,9 @@ HEARTBEAT_S = 30
 """Seconds between two signs of life of a run; Prefect allows no less."""
 
 LOOPBACK = "127.0.0.1"
+ANSWER_S = 10.0
+"""Seconds that a configured server has to answer."""
+
 STARTUP_S = 180.0
 """Seconds that a server has to answer: the first start on a slow machine migrates its database."""
 
@@ -120,15 +124,23 @@ def server_for_runs() -> Iterator[None]:
     The latter is started once and ends with the process: what is still to be told in the end is told before.
 
     Raises:
-        P2RecError: It cannot be started.
+        P2RecError: It cannot be started, or the configured one does not answer.
     """
+    import httpx
     from prefect import tags
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     global _started
     if PREFECT_API_URL.value():
-        with tags(TAG):
-            yield
+        check_configured()
+        try:
+            with tags(TAG):
+                yield
+        except httpx.TransportError as error:
+            raise P2RecError(
+                f"The Prefect server at {_configured_address()} went away before the run could end: {_why(error)}.",
+                remedy="Run the same again when it is back; what was computed is kept.",
+            ) from error
         return
     if _started is None:
         server = LocalServer(port=free_port(), interface=False)
@@ -137,6 +149,38 @@ def server_for_runs() -> Iterator[None]:
         _started = server
     with temporary_settings({PREFECT_API_URL: _started.api_url}), tags(TAG):
         yield
+
+
+def check_configured() -> None:
+    """Make sure that the configured server answers; what it answers is not looked at.
+
+    Raises:
+        P2RecError: It does not within ``ANSWER_S``, or its address is none.
+    """
+    import httpx
+    from prefect import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        error = get_client(httpx_settings={"timeout": ANSWER_S}, sync_client=True).api_healthcheck()
+    if error is not None and not isinstance(error, httpx.HTTPStatusError):
+        raise P2RecError(
+            f"The Prefect server at {_configured_address()}, which PREFECT_API_URL names, does not answer: "
+            f"{_why(error)}.",
+            remedy="Start it, or set PREFECT_API_URL= (empty) to go without: then a server is started for the command.",
+        ) from error
+
+
+def _configured_address() -> str:
+    """Address of the configured server's API, without a password."""
+    from prefect.settings import PREFECT_API_URL
+
+    url = urlsplit(str(PREFECT_API_URL.value()))
+    return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
+
+
+def _why(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__
 
 
 def check_address(host: str, *, expose: bool) -> None:

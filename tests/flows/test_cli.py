@@ -13,6 +13,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.settings import PREFECT_API_URL
 
 from flows.report import RunReport
+from flows.server import free_port
 
 First = tuple[Path, RunReport]
 
@@ -233,6 +234,31 @@ def test_a_run_against_a_server_carries_the_tag_by_which_a_silent_one_is_found_o
     tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=["p2rec"]))
     with get_client(sync_client=True) as client:
         assert [run.name for run in client.read_flow_runs(flow_run_filter=tagged)] == ["sample"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "--set", "clusters.seed=77"],
+        ["stage", "clusters", "--set", "clusters.seed=77"],
+        ["refresh"],
+        ["experiment", "run", "sample"],
+        ["serve"],
+    ],
+)
+def test_a_configured_server_that_is_down_is_named_with_what_to_do(
+    filled: Path, sets: list[str], command: list[str]
+) -> None:
+    url = f"http://127.0.0.1:{free_port()}/api"
+    options = sets if command[0] in ("run", "stage", "refresh") else []
+    call = p2rec(*command, *options, "--store", filled, PREFECT_API_URL=url)
+    failed(call, 1, f"The Prefect server at {url}, which PREFECT_API_URL names, does not answer", "Start it, or")
+
+
+def test_the_password_of_a_configured_server_is_not_printed(filled: Path, sets: list[str]) -> None:
+    call = p2rec("run", *sets, "--store", filled, PREFECT_API_URL=f"http://me:secret@127.0.0.1:{free_port()}/api")
+    failed(call, 1, "The Prefect server at http://127.0.0.1:")
+    assert "secret" not in call.stderr
 
 
 def test_a_store_that_is_not_there_or_refuses_a_query(filled: Path, tmp_path: Path) -> None:

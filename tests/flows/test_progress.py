@@ -12,6 +12,8 @@ from prefect import flow, task
 
 import flows.pipeline
 import tasks.progress
+from flows.server import server_for_runs
+from p2rec_core.errors import P2RecError
 from p2rec_core.settings.pipeline import PipelineSettings
 from tasks.progress import StageProgress, listening
 
@@ -78,6 +80,16 @@ def test_a_stage_goes_on_while_the_server_is_away_and_tries_again_later(
     assert away.shown == [60.0, 100.0]
     said = [record.message for record in caplog.records if "could not be shown" in record.message]
     assert said == ["progress could not be shown: ConnectError: All connection attempts failed"]
+
+
+def test_a_command_whose_server_went_away_says_so_without_a_traceback() -> None:
+    with (
+        pytest.raises(
+            P2RecError, match=r"The Prefect server at http://.*/api went away before the run could end: gone"
+        ),
+        server_for_runs(),
+    ):
+        raise httpx.ConnectError("gone")
 
 
 def test_a_snapshot_is_pushed_though_its_artifacts_cannot_be_shown(
