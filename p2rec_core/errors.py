@@ -2,7 +2,8 @@
 
 P2RecError
 ├── SettingsError      a setting is unknown, out of range or contradicts another     exit status 2
-│   └── ExtraMissing       what was asked for needs a package that is not installed
+│   ├── ExtraMissing       what was asked for needs a package that is not installed
+│   └── QueryError         a query is not one SELECT, or not one that can be answered
 ├── DataError          the user's data cannot be read or cannot be used              exit status 3
 ├── StoreError         the artefact store cannot be read or written                  exit status 4
 │   ├── ArtefactMissing    an artefact that something refers to is not there
@@ -51,6 +52,10 @@ class SettingsError(P2RecError):
 
 class ExtraMissing(SettingsError):
     """What was asked for needs an optional package that is not installed."""
+
+
+class QueryError(SettingsError):
+    """A query is not one SELECT, or not one that can be answered."""
 
 
 class DataError(P2RecError):

@@ -1,5 +1,6 @@
 """Asking a snapshot in SQL: a view per table, and nothing else within reach."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -8,8 +9,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2rec_core.errors import ArtefactDamaged, StoreError
+from p2rec_core.errors import ArtefactDamaged, QueryError, ResourceError, SettingsError, StoreError
 from storage.artefacts import Artefact, Store
+from storage.ingest.engine import MEMORY_SIZE
 from storage.manifest import REBUILD
 from storage.snapshots import Snapshot
 
@@ -35,26 +37,42 @@ class Catalogue:
     Args:
         store: The store.
         snapshot: What to look at.
-        memory_limit: Most memory that a query may use, in DuckDB's notation; nothing is spilled to disk.
+        memory_limit: Most memory that a query may use before it spills to a temporary directory of its own, which is
+            removed when the connection is closed; such as ``4GB``.
         threads: Most threads.
 
     Raises:
         ArtefactMissing: An artefact of the snapshot is not in the store.
         ArtefactDamaged: An artefact is not the one that the snapshot means, or a table is damaged.
+        SettingsError: ``memory_limit`` is no number with a unit.
+        ResourceError: ``memory_limit`` is too little to open the snapshot.
         StoreError: The store's path cannot be queried.
     """
 
     def __init__(self, store: Store, snapshot: Snapshot, *, memory_limit: str = "2GB", threads: int = 2) -> None:
+        if not MEMORY_SIZE.fullmatch(memory_limit):
+            raise SettingsError(f"{memory_limit!r} is no size of memory.", remedy="Write a number with a unit: 4GB.")
+        self._memory_limit = memory_limit
         sources = _sources(store, snapshot)
         self._sources = [(table, source.artefact) for table, parts in sources.items() for source in parts]
         self._views: dict[str, dict[str, str]] = {}
+        self._spilled = tempfile.TemporaryDirectory(prefix="p2rec-query-")
+        try:
+            self._open(sources, snapshot, threads)
+            self._views = {table: self._columns(table) for table in sorted(sources)}
+        except BaseException:
+            self._spilled.cleanup()
+            raise
+
+    def _open(self, sources: dict[str, list[_Source]], snapshot: Snapshot, threads: int) -> None:
+        """Connect, make the views, and lock the door behind them."""
         try:
             self._connection = duckdb.connect(
                 ":memory:",
                 config={
-                    "memory_limit": memory_limit,
+                    "memory_limit": self._memory_limit,
                     "threads": threads,
-                    "temp_directory": "",
+                    "temp_directory": self._spilled.name,
                     "autoinstall_known_extensions": False,
                     "autoload_known_extensions": False,
                     "python_enable_replacements": False,
@@ -66,13 +84,14 @@ class Catalogue:
             self._connection.execute(f"SET allowed_paths = [{', '.join(map(_text, paths))}]")
             self._connection.execute("SET enable_external_access = false")
             self._connection.execute("SET lock_configuration = true")
+        except duckdb.OutOfMemoryException as error:
+            raise self._out_of_memory(error) from error
         except duckdb.Error as error:
             self._verify()
             raise StoreError(
                 f"Snapshot {snapshot.number} of '{snapshot.dataset}' cannot be opened: {error}.",
                 remedy=REBUILD,
             ) from error
-        self._views = {table: self._columns(table) for table in sorted(sources)}
 
     def __enter__(self) -> Self:
         return self
@@ -83,8 +102,9 @@ class Catalogue:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; safe to call again."""
+        """Close the connection and remove what it spilled; safe to call again."""
         self._connection.close()
+        self._spilled.cleanup()
 
     def views(self) -> list[tuple[str, dict[str, str]]]:
         """The views, sorted, each with its columns in order and their DuckDB types."""
@@ -97,28 +117,60 @@ class Catalogue:
             sql: A single statement that only reads: SELECT, WITH, FROM, VALUES, DESCRIBE, SHOW, SUMMARIZE.
             parameters: Values for ``?`` as a list, or for ``$name`` as a dict.
 
+        Returns:
+            The rows. Of columns of one name the second is called ``name_1``, or the next number that is free.
+
         Raises:
-            StoreError: It is another statement, more than one, or DuckDB refuses it.
+            QueryError: It is another statement, more than one, or DuckDB refuses it.
+            ResourceError: There is not enough memory, or not enough room to spill.
             ArtefactDamaged: A table of the snapshot is damaged.
             ArtefactMissing: A table of the snapshot is gone.
         """
         self._verify()
         try:
-            statements = self._connection.extract_statements(sql)
-            kinds = [statement.type.name for statement in statements]
-            if kinds != ["SELECT"]:
-                raise StoreError(
-                    f"Only one SELECT statement can be run here, not {' and '.join(kinds) or 'nothing'}.",
-                    remedy="The catalogue is read-only: send one SELECT at a time.",
-                )
+            self._select(sql)
             bound = dict(parameters) if isinstance(parameters, Mapping) else list(parameters or ())
-            return self._connection.sql(sql, params=bound or None).to_arrow_table()
+            table = self._connection.sql(sql, params=bound or None).to_arrow_table()
+        except duckdb.OutOfMemoryException as error:
+            raise self._out_of_memory(error) from error
         except duckdb.Error as error:
             self._verify()  # garbage collection may have taken a table meanwhile
-            raise StoreError(
-                f"DuckDB refuses the query: {error}.",
-                remedy=f"Views: {', '.join(self._views) or 'none'}; `DESCRIBE <view>` lists columns.",
-            ) from error
+            raise self._refused(error) from error
+        return table.rename_columns(_distinct(table.column_names))
+
+    def named_parameters(self, sql: str) -> list[str]:
+        """Names of the parameters of one SELECT, sorted; none where they go by position.
+
+        Raises:
+            QueryError: It is another statement, more than one, or none that DuckDB can read.
+        """
+        try:
+            return sorted(name for name in self._select(sql).named_parameters if not name.isdecimal())
+        except duckdb.Error as error:
+            raise self._refused(error) from error
+
+    def _select(self, sql: str) -> duckdb.Statement:
+        statements = self._connection.extract_statements(sql)
+        kinds = [statement.type.name for statement in statements]
+        if kinds != ["SELECT"]:
+            raise QueryError(
+                f"Only one SELECT statement can be run here, not {' and '.join(kinds) or 'nothing'}.",
+                remedy="The catalogue is read-only: send one SELECT at a time.",
+            )
+        return statements[0]
+
+    def _refused(self, error: duckdb.Error) -> QueryError:
+        return QueryError(
+            f"DuckDB refuses the query: {error}.",
+            remedy=f"Views: {', '.join(self._views) or 'none'}; `DESCRIBE <view>` lists columns.",
+        )
+
+    def _out_of_memory(self, error: duckdb.Error) -> ResourceError:
+        return ResourceError(
+            f"{self._memory_limit} of memory is not enough: {str(error).splitlines()[0].rstrip('.')}.",
+            remedy="Ask for fewer rows or columns, or allow more memory with --memory, e.g. --memory 8GB; what does "
+            f"not fit is spilled to {tempfile.gettempdir()}, which needs room.",
+        )
 
     def nearest_items(self, item_id: str, n: int = 10, *, slot: str | None = None) -> pa.Table:
         """The items whose embeddings are most similar to that of an item.
@@ -288,6 +340,18 @@ def _vector_type(name: str, parts: list[_Source]) -> str | None:
         return None
     lengths = {kind.list_size for kind in types}
     return f"FLOAT[{lengths.pop()}]" if len(lengths) == 1 else "FLOAT[]"
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind each that is there already."""
+    taken, distinct = set(names), list[str]()
+    for name in names:
+        number, other = 0, name
+        while other in distinct or (number and other in taken):
+            number += 1
+            other = f"{name}_{number}"
+        distinct.append(other)
+    return distinct
 
 
 def _name(identifier: str) -> str:

@@ -32,7 +32,7 @@ app.command("flows.cli.refresh:refresh", name="refresh", help="Bring the current
 app.command("flows.cli.refresh:nights", name="nights", help="Cut a dataset into nights to try a refresh with.")
 app.command("deployments.serve:serve", name="serve", help="Serve the flows, with a Prefect server and its interface.")
 app.command("flows.cli.show:show", name="show", help="Show a snapshot: artefacts, lineage, sizes, what a run would do.")
-app.command("flows.cli.show:query", name="query", help="Ask a snapshot with SQL.")
+app.command("flows.cli.query:query", name="query", help="Ask a snapshot with SQL.")
 app.command("flows.cli.show:settings", name="settings", help="List every setting.")
 
 app.command("flows.cli.snapshots:snapshots", name="snapshots", help="List the snapshots of a dataset.")

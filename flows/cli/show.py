@@ -1,9 +1,8 @@
-"""``p2rec show``, ``p2rec query`` and ``p2rec settings``."""
+"""``p2rec show`` and ``p2rec settings``."""
 
-import csv
 import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -30,8 +29,6 @@ from storage.snapshots import Snapshot, list_snapshots, read_snapshot
 from tasks.plan import plan
 
 SnapshotOption = Annotated[int | None, Parameter(name="--snapshot", help="Its number; default the current one.")]
-_SHOWN_VALUES = 6
-_SHOWN_ROWS = 100
 
 
 def show(
@@ -158,57 +155,6 @@ def _add_lineage(branch: Tree, store: Store, artefact: Artefact, seen: set[tuple
             node.add("[red]no longer in the store[/]")
         else:
             _add_lineage(node, store, found, seen)
-
-
-def query(
-    sql: Annotated[str, Parameter(help="One SELECT over the snapshot's views; ? and $name are parameters.")],
-    /,
-    *,
-    dataset: DatasetOption = "sample",
-    snapshot: SnapshotOption = None,
-    parameters: Annotated[
-        list[str] | None, Parameter(name=("--param", "-p"), negative="", help="Value of the next ?; may be repeated.")
-    ] = None,
-    store: StoreOption = DEFAULT_STORE,
-    as_json: JsonOption = False,
-    as_csv: Annotated[bool, Parameter(name="--csv", negative="", help="Print CSV.")] = False,
-) -> None:
-    """Ask a snapshot with SQL; DuckDB answers from the Parquet files.
-
-    Examples:
-        p2rec query "SHOW TABLES"
-        p2rec query "SELECT * FROM metrics WHERE split = 'test' AND seen = 'keep'" -d beauty
-        p2rec query "SELECT preference FROM user_preferences WHERE user_id = ?" -p 42
-        p2rec query "SELECT item_id FROM item_clusters WHERE cluster = 3" --csv
-    """
-    from storage.catalogue import Catalogue
-
-    opened = Store.open(store, create=False)
-    with Catalogue(opened, read_snapshot(opened, dataset, snapshot)) as catalogue:
-        table = catalogue.query(sql, parameters or [])
-    rows: list[dict[str, Any]] = table.to_pylist()
-    if as_json:
-        sys.stdout.write(json.dumps(rows, ensure_ascii=False, default=str) + "\n")
-    elif as_csv:
-        writer = csv.DictWriter(sys.stdout, table.column_names)
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        shown = Table(*table.column_names)
-        for row in rows[:_SHOWN_ROWS]:
-            shown.add_row(*(_cell(value) for value in row.values()))
-        print_table(shown)
-        rest = f", the first {_SHOWN_ROWS} shown; --csv prints all" if len(rows) > _SHOWN_ROWS else ""
-        Console().print(f"{len(rows)} rows{rest}", highlight=False)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        head = ", ".join(_cell(v) for v in value[:_SHOWN_VALUES])
-        return f"[{head}, … {len(value)} values]" if len(value) > _SHOWN_VALUES else f"[{head}]"
-    return str(value)
 
 
 def settings(

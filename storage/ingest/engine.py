@@ -14,7 +14,8 @@ from p2rec_core.errors import DataError
 Parameters = list[Any] | dict[str, Any]
 """Values by position (``?``) or by name (``$name``)."""
 
-_MEMORY = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)", re.IGNORECASE)
+MEMORY_SIZE = re.compile(r"\d+(\.\d+)? ?([KMGT]i?B)", re.IGNORECASE)
+"""How DuckDB wants a size of memory, such as ``4GB``."""
 
 
 class Engine:
@@ -69,7 +70,7 @@ def open_engine(memory_limit: str | None) -> Iterator[Engine]:
         DataError: What is done with the engine needs more memory, even with spilling.
         ValueError: ``memory_limit`` is no number with a unit.
     """
-    if memory_limit is not None and not _MEMORY.fullmatch(memory_limit):
+    if memory_limit is not None and not MEMORY_SIZE.fullmatch(memory_limit):
         raise ValueError(f"memory_limit {memory_limit!r} is not a size such as '4GB'")
     with tempfile.TemporaryDirectory(prefix="p2rec-ingest-") as folder:
         config = {

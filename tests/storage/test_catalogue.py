@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, QueryError, ResourceError, SettingsError, StoreError
 from storage.artefacts import Store
 from storage.catalogue import Catalogue
 from storage.snapshots import Snapshot, publish_snapshot
@@ -201,7 +201,7 @@ def test_statements_that_do_not_only_read_are_refused(
     store: Store, catalogue: Catalogue, tmp_path: Path, sql: str
 ) -> None:
     before = sorted([*tmp_path.rglob("*"), *store.root.rglob("*")])
-    with pytest.raises(StoreError, match="Only one SELECT statement can be run here, not "):
+    with pytest.raises(QueryError, match="Only one SELECT statement can be run here, not "):
         catalogue.query(_fill(sql, store, tmp_path))
     assert sorted([*tmp_path.rglob("*"), *store.root.rglob("*")]) == before
     assert catalogue.query("SELECT count(*) AS n FROM items").to_pylist() == [{"n": 3}]
@@ -210,7 +210,7 @@ def test_statements_that_do_not_only_read_are_refused(
 @pytest.mark.parametrize("sql", OUT_OF_REACH)
 def test_nothing_but_the_views_is_within_reach(store: Store, catalogue: Catalogue, tmp_path: Path, sql: str) -> None:
     python_variable = pa.table({"a": [1]})
-    with pytest.raises(StoreError, match=r"(?s)DuckDB refuses the query: .*Views: history, item_clusters"):
+    with pytest.raises(QueryError, match=r"(?s)DuckDB refuses the query: .*Views: history, item_clusters"):
         catalogue.query(_fill(sql, store, tmp_path))
     assert python_variable.num_rows == 1
 
@@ -310,7 +310,47 @@ def test_a_table_that_is_collected_while_the_snapshot_is_opened_is_missing(
 
 def test_a_statement_that_is_refused_is_named_and_so_is_what_may_be_asked(catalogue: Catalogue) -> None:
     for sql, named in (("SELECT 1; DROP VIEW items", "SELECT and DROP"), ("", "nothing"), ("DROP VIEW items", "DROP")):
-        with pytest.raises(StoreError) as caught:
+        with pytest.raises(QueryError) as caught:
             catalogue.query(sql)
         assert caught.value.problem == f"Only one SELECT statement can be run here, not {named}."
         assert caught.value.remedy == "The catalogue is read-only: send one SELECT at a time."
+
+
+def test_columns_of_one_name_are_told_apart(catalogue: Catalogue) -> None:
+    pairs = catalogue.query(
+        "SELECT a.item_idx, b.item_idx, b.item_id, 0 AS item_idx_1 FROM items a, items b "
+        "WHERE a.item_idx = 1 AND b.item_idx = 2"
+    )
+    assert pairs.to_pylist() == [{"item_idx": 1, "item_idx_2": 2, "item_id": "b'; DROP VIEW items--", "item_idx_1": 0}]
+
+
+def test_named_parameters_are_those_with_a_name(catalogue: Catalogue) -> None:
+    assert catalogue.named_parameters("SELECT $b, $a, $b") == ["a", "b"]
+    assert catalogue.named_parameters("SELECT ?, ?") == catalogue.named_parameters("SELECT 1") == []
+    with pytest.raises(QueryError, match="DuckDB refuses the query: Parser Error"):
+        catalogue.named_parameters("SELEC $a")
+
+
+def test_a_query_spills_to_a_directory_that_is_gone_afterwards(
+    store: Store, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with Catalogue(store, snapshot, memory_limit="40MB") as catalogue:
+        [folder] = tmp_path.iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        sql = "SELECT count(*) AS n FROM (SELECT range, hash(range) AS h FROM range(4000000) ORDER BY h)"
+        assert catalogue.query(sql).to_pylist() == [{"n": 4_000_000}]
+        assert any(folder.iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_said_with_what_to_do(store: Store, snapshot: Snapshot, tmp_path: Path) -> None:
+    with Catalogue(store, snapshot, memory_limit="40MB") as catalogue:
+        with pytest.raises(ResourceError, match=r"40MB of memory is not enough: .* --memory") as caught:
+            catalogue.query("SELECT list(range), list(hash(range)) FROM range(8000000)")
+        assert "temp_directory" not in str(caught.value)
+        assert catalogue.query("SELECT count(*) AS n FROM items").to_pylist() == [{"n": 3}]
+    with pytest.raises(ResourceError, match="1KB of memory is not enough"):
+        Catalogue(store, snapshot, memory_limit="1KB")
+    with pytest.raises(SettingsError, match=r"'much' is no size of memory\."):
+        Catalogue(store, snapshot, memory_limit="much")
