@@ -17,7 +17,7 @@ from storage.artefacts import Store
 from storage.manifest import REBUILD
 from storage.snapshots import Snapshot
 from tasks.arrays import vector_array, vectors
-from tasks.outputs import write_directory, write_parquet
+from tasks.outputs import write_directory, write_table
 from tasks.recommendation import PublishedRecommender, verified_artefact
 
 VECTORS = {"item_embeddings": "embedding", "item_knowledge": "knowledge", "item_texts": "embedding"}
@@ -165,7 +165,7 @@ def export_parquet(found: ItemVectors, path: Path) -> int:
         pa.Table.from_arrays([found.item_ids[block], vector_array(found.vectors[block])], schema=schema)
         for block in blocks
     )
-    return write_parquet(path, schema, parts, found.facts)
+    return write_table(path, schema, parts, found.facts)
 
 
 def export_npy(found: ItemVectors, directory: Path) -> int:

@@ -46,7 +46,7 @@ app.command("flows.cli.bucket:push", name="push", help="Copy the current snapsho
 app.command("flows.cli.bucket:pull", name="pull", help="Copy the current snapshot of a bucket into a store.")
 app.command("flows.cli.doctor:doctor", name="doctor", help="Check the whole store, and mend it.")
 
-app.command("flows.cli.outputs:recommend", name="recommend", help="Recommend items to users, as Parquet.")
+app.command("flows.cli.outputs:recommend", name="recommend", help="Recommend items to users, as Parquet or CSV.")
 app.command("flows.cli.outputs:neighbours", name="neighbours", help="The items that are most similar to an item.")
 app.command("flows.cli.outputs:export", name="export", help="Write embeddings or a model for other programs.")
 

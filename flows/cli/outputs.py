@@ -29,7 +29,7 @@ from tasks.export import (
     item_vectors,
 )
 from tasks.export import neighbours as neighbour_tables
-from tasks.outputs import write_parquet
+from tasks.outputs import write_table
 from tasks.recommendation import (
     COLUMNS,
     Unknown,
@@ -75,7 +75,7 @@ def recommend(
         str | None, Parameter(name="--slot", help="A recommender; default +P2Rec, else +CI, else Base.")
     ] = None,
     snapshot: SnapshotOption = None,
-    to: Annotated[Path | None, Parameter(name="--to", help="Parquet file to write.")] = None,
+    to: Annotated[Path | None, Parameter(name="--to", help="File to write, .parquet or .csv.")] = None,
     device: Annotated[Literal["cpu", "cuda"], Parameter(name="--device", help="Where to compute.")] = "cpu",
     threads: Annotated[int, Parameter(name="--threads", help="CPU threads.")] = 2,
     store: StoreOption = DEFAULT_STORE,
@@ -87,7 +87,7 @@ def recommend(
 
     Examples:
         p2rec recommend
-        p2rec recommend -d beauty -n 20 --to recommendations.parquet
+        p2rec recommend -d beauty -n 20 --to recommendations.csv
         p2rec recommend -d beauty --users some.txt --items in-stock.txt --to recommendations.parquet
         p2rec recommend -d beauty --sequences sessions.jsonl --unknown skip --json
     """
@@ -120,7 +120,7 @@ def recommend(
             _print_recommendations(tables, f"{published.slot}, snapshot {published.snapshot.number}", as_json)
             return
         settings = {"n": n, "seen": seen, "n_allowed_items": None if allowed is None else int(allowed.sum())}
-        n_rows = write_parquet(to, COLUMNS, tables, published.facts() | {"settings": settings})
+        n_rows = write_table(to, COLUMNS, tables, published.facts() | {"settings": settings})
     _tell(to, {"rows": n_rows, "users": len(chosen.rows)} | published.facts(), as_json)
 
 
@@ -133,7 +133,7 @@ def neighbours(
     slot: Annotated[str, Parameter(name="--slot", help="Whose embeddings: knowledge, backbone, …")] = "knowledge",
     every: Annotated[bool, Parameter(name="--all", negative="", help="Of all items; needs --to.")] = False,
     snapshot: SnapshotOption = None,
-    to: Annotated[Path | None, Parameter(name="--to", help="Parquet file to write.")] = None,
+    to: Annotated[Path | None, Parameter(name="--to", help="File to write, .parquet or .csv.")] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -147,7 +147,9 @@ def neighbours(
     if every == (item_id is not None):
         raise SettingsError("Neighbours are those of one item or of all.", remedy="Give an item's id, or --all.")
     if every and to is None:
-        raise SettingsError("The neighbours of all items go to a file.", remedy="Name it with --to FILE.parquet.")
+        raise SettingsError(
+            "The neighbours of all items go to a file.", remedy="Name it with --to FILE.parquet or FILE.csv."
+        )
     opened = Store.open(store, create=False)
     found = item_vectors(opened, _snapshot(opened, dataset, snapshot), slot)
     rows = None if item_id is None else np.array([item_place(found, item_id)])
@@ -159,7 +161,7 @@ def neighbours(
             progress=lambda done, total, message: bars("neighbours", done, total, message),
         )
         if to is not None:
-            n_rows = write_parquet(to, NEIGHBOURS, tables, found.facts | {"settings": {"n": n}})
+            n_rows = write_table(to, NEIGHBOURS, tables, found.facts | {"settings": {"n": n}})
             _tell(to, {"rows": n_rows} | found.facts, as_json)
             return
     answers = [row for table in tables for row in table.to_pylist()]
@@ -176,7 +178,9 @@ def export(
     slot: Annotated[str, Parameter(help="A slot: knowledge, backbone, recommender.sasrec.p2rec, …")],
     /,
     *,
-    to: Annotated[Path, Parameter(name="--to", help="File (parquet) or new directory (npy, faiss, model) to write.")],
+    to: Annotated[
+        Path, Parameter(name="--to", help="File .parquet (parquet) or new directory (npy, faiss, model) to write.")
+    ],
     form: Annotated[
         Literal["parquet", "npy", "faiss", "model"],
         Parameter(
@@ -237,7 +241,8 @@ def _print_recommendations(tables: Iterator[pa.Table], title: str, as_json: bool
             shown.add_row(row["user_id"], str(row["rank"]), row["item_id"], f"{row['score']:.4f}", row["source"])
     print_table(shown)
     Console().print(
-        f"The first {_SHOWN_USERS} users at the most; --to FILE.parquet writes those of all.", highlight=False
+        f"The first {_SHOWN_USERS} users at the most; --to FILE.csv or FILE.parquet writes those of all.",
+        highlight=False,
     )
 
 

@@ -58,6 +58,7 @@ def files(tmp_path: Path) -> None:
     """The files that the page speaks of."""
     (tmp_path / "some.txt").write_text("u0001\nu0003\n")
     (tmp_path / "stock.txt").write_text("".join(f"i{item:04}\n" for item in range(1, 200)))
+    (tmp_path / "stock.csv").write_text("user_id,item_id\nu0001,i0001\n")
     sessions = re.findall(r'^    (\{"user_id".*)$', PAGE, re.MULTILINE)
     (tmp_path / "sessions.jsonl").write_text("\n".join(sessions))
 
@@ -78,7 +79,10 @@ def test_a_command_of_the_page_works_on_the_sample(p2rec, files, tmp_path: Path,
     assert call.stdout
     if "--to" in words:
         target = tmp_path / words[words.index("--to") + 1]
-        assert target.is_dir() if "--format" in words else pq.read_metadata(target).num_rows
+        if target.suffix == ".csv":
+            assert len(target.read_text().splitlines()) == 1 + 20 * 900
+        else:
+            assert target.is_dir() if "--format" in words else pq.read_metadata(target).num_rows
     assert not list(tmp_path.glob(".*"))
 
 
@@ -145,6 +149,10 @@ def test_json_says_what_was_written(p2rec, files, tmp_path: Path) -> None:
         ("recommend --snapshot 99", 4, "There is no snapshot 99"),
         ("recommend --to .", 4, "is a directory"),
         ("recommend --to some.txt/r.parquet", 4, "cannot be written"),
+        ("recommend --to some.txt", 2, "Give it one of these: .parquet, .csv."),
+        ("recommend --to stock.csv", 4, "stock.csv is there already, and P2Rec did not write it."),
+        ("neighbours --all --to stock.csv", 4, "did not write it. Name another file or move it away."),
+        ("export knowledge --to stock.csv", 2, "Give it one of these: .parquet."),
         ("neighbours", 2, "Give an item's id, or --all"),
         ("neighbours i0001 --all", 2, "Give an item's id, or --all"),
         ("neighbours --all", 2, "--to FILE.parquet"),

@@ -1,5 +1,6 @@
 """Recommendations, neighbours and exports of a snapshot, as tables and files."""
 
+import csv
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ from tasks.export import (
     item_vectors,
     neighbours,
 )
-from tasks.outputs import METADATA, OutputNotWritten, write_directory, write_parquet
+from tasks.outputs import METADATA, OutputNotWritten, write_directory, write_table
 from tasks.recommendation import (
     COLUMNS,
     Unknown,
@@ -214,7 +215,7 @@ def test_files_that_cannot_be_read(published, tmp_path):
 def test_odd_identifiers_go_round(odd, tmp_path):
     assert set(odd.user_ids.to_pylist()) == set(ODD_USERS)
     (tmp_path / "users").write_text("\n".join(ODD_USERS), encoding="utf-8", newline="")
-    n_rows = write_parquet(
+    n_rows = write_table(
         tmp_path / "r.parquet", COLUMNS, recommend(odd, known_users(odd, tmp_path / "users"), 2, seen="keep"), {}
     )
     found = pq.read_table(tmp_path / "r.parquet")
@@ -231,7 +232,7 @@ def test_odd_identifiers_go_round(odd, tmp_path):
 def test_the_file_says_what_it_was_made_of(published, snapshot, tmp_path):
     path = tmp_path / "new" / "r.parquet"
     facts = published.facts() | {"settings": {"n": 5}}
-    assert write_parquet(path, COLUMNS, recommend(published, known_users(published), 5), facts) > 0
+    assert write_table(path, COLUMNS, recommend(published, known_users(published), 5), facts) > 0
     metadata = json.loads(pq.read_metadata(path).metadata[METADATA])
     assert metadata == facts
     assert metadata["snapshot"] == snapshot.number
@@ -240,7 +241,7 @@ def test_the_file_says_what_it_was_made_of(published, snapshot, tmp_path):
         assert file.schema_arrow.equals(COLUMNS)
         assert file.read().num_rows == file.metadata.num_rows
     again = tmp_path / "again.parquet"
-    write_parquet(again, COLUMNS, recommend(published, known_users(published), 5), facts)
+    write_table(again, COLUMNS, recommend(published, known_users(published), 5), facts)
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -251,19 +252,54 @@ def test_an_interrupted_write_leaves_what_was_there(published, tmp_path, error):
         raise error
 
     path = tmp_path / "r.parquet"
-    for before in (None, b"old"):
+    write_table(tmp_path / "other.parquet", COLUMNS, [], {})
+    old = (tmp_path / "other.parquet").read_bytes()
+    (tmp_path / "other.parquet").unlink()
+    for before in (None, old):
         if before is not None:
             path.write_bytes(before)
         with pytest.raises(type(error) if isinstance(error, Exception) else error):
-            write_parquet(path, COLUMNS, parts(), {})
+            write_table(path, COLUMNS, parts(), {})
         assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if before is None else [before])
+
+
+def test_a_file_that_p2rec_did_not_write_is_never_replaced(tmp_path):
+    rows = pa.table({"a": ['x,"y"', "z"], "b": pa.array([0.1, 2.0], pa.float32())})
+    mine = {"csv": b"a,b\n1,2\n", "own.csv": b"visitor,sku\nu,i\n", "torn.parquet": b"PAR1 and no more"}
+    for name, content in mine.items():
+        (tmp_path / name).write_bytes(content)
+    pq.write_table(rows, tmp_path / "own.parquet")
+    (tmp_path / "a.csv").write_bytes(mine["csv"])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("own.csv", "torn.parquet", "own.parquet", "a.csv"):
+        with pytest.raises(
+            OutputNotWritten, match=rf"{name} is there already, and P2Rec did not write it\. Name another"
+        ):
+            write_table(tmp_path / name, rows.schema, [rows], {})
+    for name in ("csv", "r.txt", "r"):
+        with pytest.raises(SettingsError, match=r"not clear from its suffix .* one of these: \.parquet, \.csv\."):
+            write_table(tmp_path / name, rows.schema, [rows], {})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_p2rec_wrote_is_replaced_and_csv_is_csv(tmp_path):
+    rows = pa.table({"a": ['x,"y"\n', "z"], "b": pa.array([0.1, 2.0], pa.float32())})
+    for name in ("r.csv", "R.CSV", "r.parquet"):
+        (tmp_path / name).touch()
+        assert write_table(tmp_path / name, rows.schema, [rows], {}) == 2
+        assert write_table(tmp_path / name, rows.schema, [rows[:1], rows[1:], rows], {"n": 1}) == 4
+    with (tmp_path / "r.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["a", "b"], *[['x,"y"\n', "0.1"], ["z", "2"]] * 2]
+    lists = pa.schema([("item_id", pa.string()), ("embedding", pa.list_(pa.float32(), 2))])
+    with pytest.raises(SettingsError, match=r"suffix '\.csv'\. Give it one of these: \.parquet\."):
+        write_table(tmp_path / "e.csv", lists, [], {})
 
 
 def test_outputs_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("mine")
-    for target in (tmp_path, tmp_path / "file" / "below"):
+    for target in (tmp_path, tmp_path / "file" / "below.csv"):
         with pytest.raises(OutputNotWritten):
-            write_parquet(target, COLUMNS, [], {})
+            write_table(target, COLUMNS, [], {})
     for target in (tmp_path, tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputNotWritten):
             write_directory(target, {"a": b"b"})
