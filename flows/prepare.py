@@ -1,17 +1,32 @@
 """What comes before a run and needs no Prefect: the graph of a dataset, parts of it, and a fully cached answer."""
 
+import contextlib
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from flows.pushing import check_bucket, push_if_asked
 from flows.report import RunReport
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.pipeline import PipelineSettings, RuntimeSettings
-from storage.artefacts import Store
+from storage.artefacts import MARKER, Store
 from storage.snapshots import publish_snapshot
 from tasks.dag import Slot, pipeline_slots
 from tasks.plan import PlannedSlot
 from tasks.sources import find_source
 from tasks.stage import VERIFIED, Outcome, StageResult
+
+
+@contextlib.contextmanager
+def looked_at(root: Path) -> Iterator[tuple[Store, bool]]:
+    """A store for somebody who only asks what would be done, and whether there is one: none counts as empty, and none
+    is made, so that a wrong path leaves nothing behind."""
+    if (root.expanduser() / MARKER).exists():
+        yield Store.open(root, create=False), True
+        return
+    with tempfile.TemporaryDirectory(prefix="p2rec-dry-run-") as folder:
+        yield Store(Path(folder).resolve()), False
 
 
 def prepared_slots(dataset: str, settings: PipelineSettings, store: Store) -> tuple[list[Slot], bool]:

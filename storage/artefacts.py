@@ -62,7 +62,8 @@ __all__ = [
     "lock_owner",
 ]
 
-_MARKER = "store.json"
+MARKER = "store.json"
+"""File that a directory is told to be a store by."""
 _LOCK = ".lock"
 _POLL_S = 0.1
 
@@ -91,7 +92,7 @@ class Store:
             StoreError: There is no store there, it cannot be written, or a newer P2Rec made it.
         """
         store = cls(root.expanduser().resolve())
-        marker = store.root / _MARKER
+        marker = store.root / MARKER
         with os_errors(store.root):
             exists = marker.exists()
         if not exists and not create:

@@ -16,7 +16,7 @@ from flows.cli.terminal import StageBars
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
 from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings
-from storage.artefacts import Store
+from storage.artefacts import MARKER, Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE
 from storage.ingest.item_text import read_item_texts
 from tasks.ingest import ingest_call
@@ -27,7 +27,7 @@ from tasks.stage import StageResult, run_stage
 def list_datasets(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """List known datasets and those imported into the store."""
     directory = os.environ.get(DIRECTORY_VARIABLE)
-    imported = imported_datasets(Store.open(store, create=False)) if (store / "store.json").exists() else []
+    imported = imported_datasets(Store.open(store, create=False)) if (store.expanduser() / MARKER).exists() else []
     if as_json:
         counts = ("name", "title", "n_users", "n_items", "n_interactions", "synthetic")
         rows = [{count: getattr(known, count) for count in counts} | {"imported": False} for known in DATASETS.values()]
@@ -56,10 +56,13 @@ def list_datasets(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = F
 def fetch(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
     """Find a known dataset on this machine or download it, and verify it.
 
+    A download is kept in the store's directory, which is made for it if need be.
+
     Example:
         p2rec data fetch -d beauty
     """
-    opened = Store.open(store)
+    there = (store.expanduser() / MARKER).exists()
+    opened = Store.open(store, create=False) if there else Store(store.expanduser().resolve())
     with StageBars(enabled=not as_json) as bars:
         source = find_source(
             dataset, opened, progress=lambda done, total: bars("download", done, total or done, f"{done:,} bytes")

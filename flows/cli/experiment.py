@@ -16,13 +16,15 @@ from flows.cli.matrix_terminal import MatrixView, print_cells, print_outcome
 from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption
 from flows.cli.run import DryRunOption, quiet_prefect
 from flows.cli.tables import print_table
+from flows.cli.terminal import note_no_store
 from flows.configured import configured_server
 from flows.definitions import built_in, find_definition
 from flows.matrix import CellsFailed, prepared_run, report_of
+from flows.prepare import looked_at
 from flows.server import server_for_runs
 from p2rec_core.errors import SettingsError, StoreError
 from p2rec_core.settings.experiment import ExperimentSettings, assigned, experiment_settings
-from storage.artefacts import Store
+from storage.artefacts import MARKER, Store
 from tasks.experiments import Recorder, read_record, recorded
 from tasks.matrix_run import MatrixRun
 
@@ -65,11 +67,11 @@ def run(
     whole = _definition(name, assignments, keep_as)
     parts = _parts(datasets, backbones, arms, seeds)
     part = whole.narrowed(**parts)
+    if dry_run:
+        _look_and_show(part, store, parallel, as_json)
+        return
     opened = Store.open(store)
     found = _look(part, opened, parallel)
-    if dry_run:
-        _show(found, as_json)
-        return
     words = _words(name, assignments, keep_as)
     if not found.prepared and not found.failures and configured_server() is None:
         report = report_of(found, Recorder(found, whole, words).write(), time.monotonic() - begun)
@@ -96,9 +98,8 @@ def show(
     Example:
         p2rec experiment show table2 --datasets beauty
     """
-    opened = Store.open(store)
     part = _definition(name, assignments, None).narrowed(**_parts(datasets, backbones, arms, seeds))
-    _show(_look(part, opened, parallel), as_json)
+    _look_and_show(part, store, parallel, as_json)
 
 
 def list_experiments(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
@@ -112,7 +113,7 @@ def list_experiments(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption 
         for name, defined in built_in().items()
     ]
     done = []
-    if (store / "store.json").exists():
+    if (store.expanduser() / MARKER).exists():
         opened = Store.open(store, create=False)
         for name in recorded(opened):
             record = read_record(opened, name)
@@ -209,6 +210,13 @@ def _look(part: ExperimentSettings, store: Store, parallel: int | None) -> Matri
     if parallel is not None and parallel < 1:
         raise SettingsError(f"--parallel is {parallel}.", remedy="Give 1 or more.")
     return prepared_run(part, store, parallel).looked_up()
+
+
+def _look_and_show(part: ExperimentSettings, store: Path, parallel: int | None, as_json: bool) -> None:
+    with looked_at(store) as (opened, exists):
+        if not exists:
+            note_no_store(store)
+        _show(_look(part, opened, parallel), as_json)
 
 
 def _show(found: MatrixRun, as_json: bool) -> None:

@@ -20,9 +20,9 @@ from flows.cli.options import (
     SetOption,
     StoreOption,
 )
-from flows.cli.terminal import StageBars, print_plan, print_report
+from flows.cli.terminal import StageBars, note_no_store, print_plan, print_report
 from flows.configured import configured_server
-from flows.prepare import cached_report, chosen_slots, prepared_slots
+from flows.prepare import cached_report, chosen_slots, looked_at, prepared_slots
 from flows.report import RunReport
 from flows.server import HEARTBEAT_S, server_for_runs
 from p2rec_core.errors import P2RecError
@@ -147,13 +147,16 @@ def _nothing_to_do(dataset: str, settings: PipelineSettings, store: Store, begun
 def _dry_run(
     dataset: str, settings: PipelineSettings, store: Path, *, stage: str | None, downstream: bool, as_json: bool
 ) -> None:
-    opened = Store.open(store)
-    slots, _ = prepared_slots(dataset, settings, opened)
-    if stage is not None and not downstream:
-        slots = upstream(slots, chosen_slots(slots, stage))
-    elif stage is not None:
-        chosen_slots(slots, stage)
-    print_plan(list(plan(slots, opened, _present(opened, dataset))), as_json=as_json)
+    with looked_at(store) as (opened, exists):
+        if not exists:
+            note_no_store(store)
+        slots, _ = prepared_slots(dataset, settings, opened)
+        if stage is not None and not downstream:
+            slots = upstream(slots, chosen_slots(slots, stage))
+        elif stage is not None:
+            chosen_slots(slots, stage)
+        planned = list(plan(slots, opened, _present(opened, dataset)))
+    print_plan(planned, as_json=as_json)
 
 
 def _present(store: Store, dataset: str) -> dict[str, ArtefactRef]:

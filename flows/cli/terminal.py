@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -144,3 +145,10 @@ def print_plan(planned: list[PlannedSlot], *, as_json: bool) -> None:
     print_table(table, markup=True)
     n_cached = sum(entry.cached for entry in planned)
     Console().print(f"{n_cached} of {len(planned)} slots are cached.", highlight=False)
+
+
+def note_no_store(root: Path) -> None:
+    """Say that what was looked at is not there yet."""
+    Console(stderr=True).print(
+        f"note: there is no store in {root.absolute()}; a run makes it", highlight=False, soft_wrap=True, markup=False
+    )

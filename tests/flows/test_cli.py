@@ -122,6 +122,25 @@ def test_a_dry_run_says_what_would_be_computed_and_why(filled: Path, sets: list[
     assert "6 of 14 slots are cached" in call.stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--dry-run"],
+        ["stage", "clusters", "--dry-run"],
+        ["experiment", "show", "sample"],
+        ["experiment", "run", "sample", "--dry-run"],
+    ],
+    ids=" ".join,
+)
+def test_who_only_asks_makes_no_store(tmp_path: Path, words: list[str]) -> None:
+    call = p2rec(*words, "--store", tmp_path / "typo")
+    assert call.returncode == 0, call.stderr
+    assert f"there is no store in {tmp_path / 'typo'}; a run makes it" in " ".join(call.stderr.split())
+    assert "0 of" in call.stdout
+    failed(p2rec("data", "fetch", "-d", "nowhere", "--store", tmp_path / "typo"), 3, "There is no dataset 'nowhere'")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_finds_an_artefact_that_lacks_a_file(filled: Path, sets: list[str]) -> None:
     next((filled / "artefacts" / "clusters").glob("*/centroids.parquet")).unlink()
     call = p2rec("run", "--store", filled, "--dry-run", "--json", *sets)
