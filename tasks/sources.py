@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from p2rec_core.errors import DataError, SettingsError
+from p2rec_core.errors import DataError, SettingsError, did_you_mean
 from p2rec_core.settings.data import IngestSettings
 from storage.artefacts import Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE, Progress, http_fetch, locate, locate_item_texts
@@ -104,11 +104,7 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
             dataset, path, entry["ingest"], synthetic=False, texts=None if texts is None else TextFile(Path(texts))
         )
     if dataset not in DATASETS:
-        names = sorted({*DATASETS, *imported_datasets(store)})
-        raise DataError(
-            f"There is no dataset {dataset!r}.",
-            remedy=f"Choose one of {', '.join(names)}, or import a file with `p2rec data import FILE --name NAME`.",
-        )
+        raise _no_dataset(dataset, store)
     directory = os.environ.get(DIRECTORY_VARIABLE)
     offline = os.environ.get(OFFLINE_VARIABLE, "0") != "0"
     path = locate(
@@ -128,6 +124,36 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
         {"format": known.format},
         known.synthetic,
         None if texts is None else TextFile(texts, known.text_columns),
+    )
+
+
+def ingest_settings_of(dataset: str, chosen: IngestSettings, store: Store) -> IngestSettings:
+    """What a run imports a dataset with; its file is not looked for.
+
+    Args:
+        dataset: Name of a known or imported dataset.
+        chosen: What was chosen for the run.
+        store: Where imports are registered.
+
+    Raises:
+        DataError: There is no such dataset, or what is remembered of it is damaged.
+        SettingsError: Another layout was chosen than the file was imported with.
+    """
+    if registration_path(store, dataset).exists():
+        remembered = read_registration(store, dataset)["ingest"]
+    elif dataset in DATASETS:
+        remembered = {"format": DATASETS[dataset].format}
+    else:
+        raise _no_dataset(dataset, store)
+    return Source(dataset, Path(), remembered, synthetic=False).ingest_settings(chosen)
+
+
+def _no_dataset(dataset: str, store: Store) -> DataError:
+    names = sorted({*DATASETS, *imported_datasets(store)})
+    hint = did_you_mean(dataset, names)
+    return DataError(
+        f"There is no dataset {dataset!r}{f' ({hint})' if hint else ''}.",
+        remedy=f"Choose one of {', '.join(names)}, or import a file with `p2rec data import FILE --name NAME`.",
     )
 
 

@@ -33,7 +33,7 @@ app.command("flows.cli.refresh:nights", name="nights", help="Cut a dataset into 
 app.command("deployments.serve:serve", name="serve", help="Serve the flows, with a Prefect server and its interface.")
 app.command("flows.cli.show:show", name="show", help="Show a snapshot: artefacts, lineage, sizes, what a run would do.")
 app.command("flows.cli.query:query", name="query", help="Ask a snapshot with SQL.")
-app.command("flows.cli.show:settings", name="settings", help="List every setting.")
+app.command("flows.cli.settings:settings", name="settings", help="List settings: value, default, range, meaning.")
 
 app.command("flows.cli.snapshots:snapshots", name="snapshots", help="List the snapshots of a dataset.")
 app.command("flows.cli.snapshots:diff", name="diff", help="Show what is different between two snapshots.")

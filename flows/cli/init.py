@@ -162,7 +162,7 @@ def _commands(path: Path, dataset: str, target: Path, item_texts: Path | None) -
 def _head(path: Path, look: FirstLook, commands: list[str]) -> list[str]:
     return [
         f"Settings of P2Rec for {path.name}: {look.n_rows:,} rows. Written by `p2rec init`.",
-        "What is not here has the general default; `p2rec settings` lists every setting, its value and its meaning.",
+        "What is not here has the general default; `p2rec settings` lists all with value, default and range.",
         "",
         *(f"    {command}" for command in commands),
     ]

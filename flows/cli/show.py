@@ -1,4 +1,4 @@
-"""``p2rec show`` and ``p2rec settings``."""
+"""``p2rec show``."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ from flows.cli.tables import print_table
 from flows.cli.terminal import print_plan
 from flows.prepare import prepared_slots
 from p2rec_core.errors import SettingsError
-from p2rec_core.settings.pipeline import Profile, Recipe, describe_settings, pipeline_settings
+from p2rec_core.settings.pipeline import Profile, Recipe, pipeline_settings
 from storage.artefacts import Artefact, Store
 from storage.snapshots import Snapshot, list_snapshots, read_snapshot
 from tasks.plan import plan
@@ -155,35 +155,3 @@ def _add_lineage(branch: Tree, store: Store, artefact: Artefact, seen: set[tuple
             node.add("[red]no longer in the store[/]")
         else:
             _add_lineage(node, store, found, seen)
-
-
-def settings(
-    *,
-    dataset: DatasetOption = "sample",
-    profile: ProfileOption = Profile.CPU,
-    recipe: RecipeOption = Recipe.DEFAULT,
-    config: ConfigOption = None,
-    assignments: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List every setting with its value for a dataset and profile.
-
-    Examples:
-        p2rec settings -d ml-1m
-        p2rec settings --profile gpu
-        p2rec settings -d beauty --json
-    """
-    chosen = pipeline_settings(
-        dataset=dataset, profile=profile, recipe=recipe, config=config, assignments=assignments or ()
-    )
-    if as_json:
-        rows = [
-            {"setting": name, "value": json.loads(value), "meaning": meaning}
-            for name, value, meaning in describe_settings(chosen)
-        ]
-        sys.stdout.write(json.dumps(rows, ensure_ascii=False) + "\n")
-        return
-    table = Table("setting", "value", "meaning")
-    for name, value, meaning in describe_settings(chosen):
-        table.add_row(name, value, meaning)
-    print_table(table)

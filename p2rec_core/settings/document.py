@@ -97,7 +97,7 @@ def _kind(field: FieldInfo) -> str:
     words = _kind_of(field.annotation)
     for constraint in field.metadata:
         words += "".join(
-            f", {sign} {value:g}"
+            f", {sign} {value if isinstance(value, int) else format(value, 'g')}"
             for name, sign in _BOUNDS.items()
             if (value := getattr(constraint, name, None)) is not None
         )

@@ -27,6 +27,7 @@ def test_every_setting_is_described_with_its_default():
     ("name", "kind"),
     [
         ("clusters.n_clusters", "whole number, ≥ 2, ≤ 65536"),
+        ("clusters.seed", "whole number, ≥ 0, < 2147483648"),
         ("clusters.finer", "list of whole number"),
         ("ingest.timestamp_column", "text or null"),
         ("fusion.trainable", "true or false"),

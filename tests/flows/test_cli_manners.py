@@ -10,12 +10,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclopts import App
 
 from flows.cli import app
 from p2rec_core import errors
+from p2rec_core.settings.data import IngestSettings
+from storage.artefacts import Store
+from tasks.sources import register
 
 ROOT = Path(__file__).parents[2]
 CALL = "import sys; sys.argv[0] = 'p2rec'; from flows.cli import main; main()"
@@ -122,7 +126,50 @@ def test_settings_for_a_program() -> None:
     assert {"setting": "fusion.smoothing", "value": 0.5} in [
         {key: row[key] for key in ("setting", "value")} for row in rows
     ]
-    assert all(row["meaning"] for row in rows)
+    assert all(row["meaning"] and row["allowed"] for row in rows)
+
+
+def test_a_part_of_the_settings_with_default_range_and_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(*words: str) -> list[dict[str, Any]]:
+        app(["settings", *words, "--json"], result_action="return_value")
+        return json.loads(capsys.readouterr().out)
+
+    by_name = {row["setting"]: row for row in rows("clusters")}
+    assert all(name.startswith("clusters.") for name in by_name)
+    found = by_name["clusters.n_clusters"]
+    assert (found["value"], found["default"], found["allowed"]) == (12, 50, "whole number, ≥ 2, ≤ 65536")
+    [kind] = rows("fusion.kind")
+    assert kind["choices"]["sum"] == "The ID embedding plus the projected knowledge."
+    app(["settings", "fusion.kind"], result_action="return_value")
+    head, row, *choices = capsys.readouterr().out.splitlines()
+    assert head.split("\t") == ["setting", "value", "default", "allowed", "meaning"]
+    assert row.startswith('fusion.kind\t"init"\t"init"\tone of "gate", "sum", "concat", "init"\t')
+    assert "sum: The ID embedding plus the projected knowledge." in choices
+    for wrong, hint in (("fusio", "fusion"), ("n_clusters", "clusters.n_clusters"), ("fusion.kin", "fusion.kind")):
+        with pytest.raises(errors.SettingsError, match=rf"{wrong}' \(did you mean {hint}\?\)"):
+            rows(wrong)
+
+
+def test_the_settings_of_an_imported_dataset_are_those_of_its_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store.open(tmp_path / "store")
+    remembered = IngestSettings(format="csv", user_column="visitor", min_user_interactions=2)
+    register(store, "clicks", tmp_path / "clicks.csv", remembered)
+
+    def values(*words: str) -> dict[str, Any]:
+        app(["settings", "ingest", "--json", "--store", str(store.root), *words], result_action="return_value")
+        rows = json.loads(capsys.readouterr().out)
+        return {row["setting"].removeprefix("ingest."): row["value"] for row in rows}
+
+    found = values("-d", "clicks")
+    assert (found["format"], found["user_column"], found["min_user_interactions"]) == ("csv", "visitor", 2)
+    assert values("-d", "clicks", "--set", "ingest.min_user_interactions=3")["min_user_interactions"] == 3
+    assert values("-d", "ml-1m")["format"] == "sequences"
+    with pytest.raises(errors.SettingsError, match=r"was imported with"):
+        values("-d", "clicks", "--set", "ingest.format=tsv")
+    with pytest.raises(errors.DataError, match=r"There is no dataset 'click' \(did you mean clicks\?\)\."):
+        values("-d", "click")
 
 
 @pytest.fixture(scope="module")

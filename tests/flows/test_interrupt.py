@@ -149,7 +149,7 @@ def test_an_experiment_that_is_interrupted_leaves_no_process_and_goes_on(start, 
 def test_a_command_without_checkpoints_says_so() -> None:
     script = CALL.replace(
         "from flows.cli import main;",
-        "import flows.cli.show as s, flows.cli as c, time;"
+        "import flows.cli.settings as s, flows.cli as c, time;"
         "s.settings = lambda: (print('ready', flush=True), time.sleep(60));"
         "c.app = c.App(suppress_keyboard_interrupt=False); c.app.command(s.settings, name='settings');"
         "from flows.cli import main;",
