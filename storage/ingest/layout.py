@@ -58,6 +58,7 @@ class Layout:
         item: Position of the item's id.
         timestamp: Position of the time, or None.
         quoted: Whether ``"`` quotes a field.
+        dated: Whether times are dates in ISO 8601 instead of numbers.
     """
 
     delimiter: str | None
@@ -68,6 +69,7 @@ class Layout:
     item: int = 1
     timestamp: int | None = None
     quoted: bool = False
+    dated: bool = False
 
 
 def read_layout(path: Path, first: str, *, line: int, format: str, columns: Columns) -> Layout:

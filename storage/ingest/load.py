@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from p2rec_core.errors import DataError
+from storage.ingest.dates import date_columns
 from storage.ingest.engine import Engine, open_engine
 from storage.ingest.layout import FORMATS, MAX_ID_BYTES, Columns, Layout
 from storage.ingest.records import CLEAN, parquet_records, text_records
@@ -24,6 +25,7 @@ REASONS = {
     "empty_timestamp": "the timestamp is empty",
     "empty_user": "the user id is empty",
     "id_too_long": f"an id is longer than {MAX_ID_BYTES} bytes",
+    "invalid_date": "the timestamp is no date, though the file's others are dates in ISO 8601",
     "infinite_timestamp": "the timestamp is infinite",
     "long_row": "more fields than the header has",
     "nan_timestamp": "the timestamp is not a number (NaN)",
@@ -31,7 +33,7 @@ REASONS = {
     "nul_byte": "the row holds a NUL byte",
     "repeated_header": "the header again: files were concatenated",
     "short_row": "fewer fields than the header has",
-    "text_timestamp": "the timestamp is text: write a number, for example Unix seconds",
+    "text_timestamp": "the timestamp is text: write numbers, for example Unix seconds, or ISO 8601 dates throughout",
     "timestamp_out_of_range": "the timestamp lies outside first_day to last_day, else outside 1970 to 2099, in the "
     "unit of the others",
 }
@@ -42,7 +44,7 @@ REJECTS = pa.schema([("line", pa.int64()), ("reason", pa.string()), ("content", 
 _CREATE = (
     "CREATE TABLE raw(line BIGINT, k BIGINT, user_id VARCHAR, item_id VARCHAR, stamp DOUBLE)",
     "CREATE TABLE rejects(line BIGINT, reason VARCHAR, content VARCHAR)",
-    "CREATE TABLE tally(n_rows BIGINT, n_trimmed BIGINT, n_itemless BIGINT)",
+    "CREATE TABLE tally(n_rows BIGINT, n_trimmed BIGINT, n_itemless BIGINT, n_zoneless BIGINT)",
 )
 
 _ID_REASONS = f"""
@@ -59,6 +61,10 @@ _TIME_REASONS = r"""
     WHEN stamp IS NULL OR contains(stamp_text, '_') THEN 'text_timestamp'
     WHEN isnan(stamp) THEN 'nan_timestamp'
     WHEN isinf(stamp) THEN 'infinite_timestamp'"""
+
+_DATE_REASONS = """
+    WHEN coalesce(stamp_text, '') = '' THEN 'empty_timestamp'
+    WHEN stamp IS NULL THEN 'invalid_date'"""
 
 
 @dataclass(frozen=True)
@@ -202,17 +208,18 @@ def load(
     for statement in _CREATE:
         engine.run(statement)
     if format == "parquet":
-        notices = _load_parquet(engine, path, columns)
+        notices, dated = _load_parquet(engine, path, columns)
         timed = columns.timestamp is not None
     else:
-        notices, timed = _load_text(engine, path, format, columns, encoding)
+        notices, layout = _load_text(engine, path, format, columns, encoding)
+        timed, dated = layout.timestamp is not None, layout.dated
     if sha256_of(path) != sha256:
         raise DataError(
             f"{path} changed while it was being read.",
             remedy="Wait until its writer has finished, then run again.",
         )
     if timed:
-        notices += reject_bad_times(engine, path, *days)
+        notices += reject_bad_times(engine, path, *days, dated=dated)
     elif days != (None, None):
         raise DataError(
             f"{path}: interactions without timestamps cannot be kept to days.",
@@ -232,7 +239,7 @@ def load(
     return Loaded(n_rows, n_rejected, notices, sha256)
 
 
-def _load_text(engine: Engine, path: Path, format: str, columns: Columns, encoding: str) -> tuple[list[str], bool]:
+def _load_text(engine: Engine, path: Path, format: str, columns: Columns, encoding: str) -> tuple[list[str], Layout]:
     source = TextSource(path, encoding=encoding)
     records = text_records(source, format=format, columns=columns)
     layout = records.layout
@@ -240,7 +247,13 @@ def _load_text(engine: Engine, path: Path, format: str, columns: Columns, encodi
         _take(engine, records.batches, partial(_stage_sequences, engine))
     else:
         _take(engine, records.batches, partial(_stage_delimited, engine, layout))
-    return source.notices, layout.timestamp is not None
+    return [*source.notices, *_zoneless(engine)], layout
+
+
+def _zoneless(engine: Engine) -> list[str]:
+    n_zoneless, n = engine.number("SELECT sum(n_zoneless) FROM tally"), engine.number("SELECT count(*) FROM raw")
+    which = "Timestamps" if n_zoneless == n else f"{n_zoneless} of {n} timestamps"
+    return [f"{which} carry no time zone and were taken as UTC."] if n_zoneless else []
 
 
 def _take(engine: Engine, batches: Iterable[pa.Table], judge: Callable[[], None]) -> None:
@@ -249,7 +262,8 @@ def _take(engine: Engine, batches: Iterable[pa.Table], judge: Callable[[], None]
         with engine.table("batch", batch):
             if batch.schema == CLEAN:
                 engine.run("INSERT INTO raw SELECT line, 1, user_id, item_id, stamp FROM batch")
-                engine.run("INSERT INTO tally SELECT count(*), 0, 0 FROM batch")
+                n_zoneless = 0 if batch.schema.metadata is None else batch.num_rows
+                engine.run("INSERT INTO tally VALUES (?, 0, 0, ?)", [batch.num_rows, n_zoneless])
             else:
                 judge()
 
@@ -278,14 +292,14 @@ def _stage_sequences(engine: Engine) -> None:
     )
     engine.run(
         """INSERT INTO tally
-        SELECT count(*), 0, count(*) FILTER (reason IS NULL AND len(tokens) = 1) FROM staged"""
+        SELECT count(*), 0, count(*) FILTER (reason IS NULL AND len(tokens) = 1), 0 FROM staged"""
     )
     _keep_rejects(engine)
 
 
 def _stage_delimited(engine: Engine, layout: Layout) -> None:
     """Cut rows at the delimiter, or take the fields that the reader of quotes has cut."""
-    has_time = layout.timestamp is not None
+    has_time, reasons = layout.timestamp is not None, _DATE_REASONS if layout.dated else _TIME_REASONS
     stamp = "trim(fields[$stamp], ' \t')" if has_time else "NULL"
     named = "user_id = $user_name AND item_id = $item_name" if layout.header else "false"
     parameters: dict[str, object] = {
@@ -305,17 +319,17 @@ def _stage_delimited(engine: Engine, layout: Layout) -> None:
         ), named AS (
             SELECT line, text, fields,
                 trim(fields[$user], ' \t') AS user_id, trim(fields[$item], ' \t') AS item_id,
-                {stamp} AS stamp_text, try_cast(stamp_text AS DOUBLE) AS stamp,
+                {stamp} AS stamp_text, {_time("stamp_text", dated=layout.dated)},
                 strlen(user_id) < strlen(fields[$user]) OR strlen(item_id) < strlen(fields[$item]) AS trimmed
             FROM cut
         )
-        SELECT line, user_id, item_id, stamp, trimmed, CASE
+        SELECT line, user_id, item_id, stamp, trimmed, zoneless, CASE
             WHEN len(fields) = 0 THEN 'bad_quoting'
             WHEN contains(text, chr(0)) THEN 'nul_byte'
             WHEN {named} THEN 'repeated_header'
             WHEN len(fields) < $n_fields THEN 'short_row'
             WHEN len(fields) > $n_fields THEN 'long_row'
-            {_ID_REASONS} {_TIME_REASONS if has_time else ""}
+            {_ID_REASONS} {reasons if has_time else ""}
         END AS reason, CASE WHEN reason IS NOT NULL THEN text END AS text
         FROM named""",
         parameters,
@@ -323,25 +337,34 @@ def _stage_delimited(engine: Engine, layout: Layout) -> None:
     _keep(engine)
 
 
-def _load_parquet(engine: Engine, path: Path, columns: Columns) -> list[str]:
+def _time(number: str, *, dated: bool) -> str:
+    """SQL of the columns ``stamp`` and ``zoneless``, made of a number or of the date in ``stamp_text``."""
+    return date_columns("stamp_text") if dated else f"try_cast({number} AS DOUBLE) AS stamp, false AS zoneless"
+
+
+def _load_parquet(engine: Engine, path: Path, columns: Columns) -> tuple[list[str], bool]:
     records = parquet_records(path, columns=columns)
-    _take(engine, records.batches, partial(_stage_columns, engine, timed=columns.timestamp is not None))
-    return ["Timestamps carry no time zone and were taken as UTC."] if records.dated else []
+    judge = partial(_stage_columns, engine, timed=columns.timestamp is not None, dated=records.dated)
+    _take(engine, records.batches, judge)
+    if records.zoneless:
+        return ["Timestamps carry no time zone and were taken as UTC."], False
+    return _zoneless(engine), records.dated
 
 
-def _stage_columns(engine: Engine, *, timed: bool) -> None:
+def _stage_columns(engine: Engine, *, timed: bool, dated: bool) -> None:
     """Judge rows that came in columns."""
+    reasons = _DATE_REASONS if dated else _TIME_REASONS
     engine.run(
         f"""CREATE OR REPLACE TEMP TABLE staged AS
         WITH named AS (
             SELECT line, trim("user", ' \t') AS user_id, trim(item, ' \t') AS item_id,
                 trim(CAST(batch.stamp AS VARCHAR), ' \t') AS stamp_text,
-                try_cast(batch.stamp AS DOUBLE) AS stamp,
+                {_time("batch.stamp", dated=dated)},
                 strlen(user_id) < strlen("user") OR strlen(item_id) < strlen(item) AS trimmed
             FROM batch
         )
-        SELECT line, user_id, item_id, stamp, trimmed,
-            CASE {_ID_REASONS} {_TIME_REASONS if timed else ""} END AS reason,
+        SELECT line, user_id, item_id, stamp, trimmed, zoneless,
+            CASE {_ID_REASONS} {reasons if timed else ""} END AS reason,
             CASE WHEN reason IS NOT NULL THEN concat_ws(', ', user_id, item_id, stamp_text) END
             AS text
         FROM named"""
@@ -361,7 +384,10 @@ def _normalise(engine: Engine) -> list[str]:
 
 def _keep(engine: Engine) -> None:
     engine.run("INSERT INTO raw SELECT line, 1, user_id, item_id, stamp FROM staged WHERE reason IS NULL")
-    engine.run("INSERT INTO tally SELECT count(*), count(*) FILTER (reason IS NULL AND trimmed), 0 FROM staged")
+    engine.run(
+        """INSERT INTO tally SELECT count(*), count(*) FILTER (reason IS NULL AND trimmed), 0,
+            count(*) FILTER (reason IS NULL AND zoneless) FROM staged"""
+    )
     _keep_rejects(engine)
 
 

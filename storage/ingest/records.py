@@ -1,10 +1,11 @@
 """Rows of a foreign file as Arrow batches that still carry their line numbers."""
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
 from p2rec_core.errors import DataError
+from storage.ingest.dates import is_date, is_number, seconds_of_dates, seconds_of_instants
 from storage.ingest.layout import MAX_ID_BYTES, Columns, Layout, find_columns, read_layout
 from storage.ingest.source import Block, TextSource
 
@@ -26,8 +28,14 @@ LINES = pa.schema([("line", pa.int64()), ("text", pa.string()), ("fields", pa.li
 CLEAN = pa.schema([("line", pa.int64()), ("user_id", pa.string()), ("item_id", pa.string()), ("stamp", pa.float64())])
 """A batch of rows that are interactions as they stand; ``stamp`` is null without timestamps."""
 
+ZONELESS = CLEAN.with_metadata({"zone": "none"})
+"""The same, where ``stamp`` was made of dates without an offset."""
+
 _DOUBTFUL = " \t\0"
 """Characters on account of which rows are looked at one by one, where they do not separate fields."""
+_TELLING_ROWS = 1000
+"""Rows of which one tells whether times are numbers or dates."""
+
 _UNIT_SEPARATOR = "\x1f"
 """ASCII's own, in place of a delimiter of several characters."""
 
@@ -64,12 +72,36 @@ def text_records(source: TextSource, *, format: str, columns: Columns) -> TextRe
         for number, line in enumerate(block.text.split("\n"), start=block.first_line):
             if line.strip():
                 layout = read_layout(source.path, line, line=number, format=format, columns=columns)
-                return TextRecords(
-                    layout, _batches(source.path, _again(_below(block, layout.header_line), blocks), layout)
-                )
+                return _told(source.path, chain([_below(block, layout.header_line)], blocks), layout)
     raise DataError(
         f"{source.path} holds no text but blank lines.", remedy="Check the export or download that wrote it."
     )
+
+
+def _told(path: Path, blocks: Iterator[Block], layout: Layout) -> TextRecords:
+    """Rows whose times are dates if the first one that tells is a date, among ``_TELLING_ROWS``, else numbers."""
+    held: list[Block] = []
+    if layout.timestamp is not None:
+        for block in blocks:
+            held.append(block)
+            dated = _dated(block, layout)
+            if dated is not None or block.first_line > _TELLING_ROWS:
+                layout = replace(layout, dated=bool(dated))
+                break
+    return TextRecords(layout, _batches(path, chain(held, blocks), layout))
+
+
+def _dated(block: Block, layout: Layout) -> bool | None:
+    """Whether the first time of a block that is a date or a number is a date; None where there is none."""
+    lines = block.text.split("\n", _TELLING_ROWS)[:_TELLING_ROWS]
+    delimiter = layout.delimiter or ""
+    rows = csv.reader(lines, delimiter=delimiter) if layout.quoted else (line.split(delimiter) for line in lines)
+    with contextlib.suppress(csv.Error):
+        for fields in rows:
+            stamp = fields[layout.timestamp or 0].strip(" \t") if len(fields) == layout.n_fields else ""
+            if is_date(stamp) or is_number(stamp):
+                return is_date(stamp)
+    return None
 
 
 def _below(block: Block, line: int) -> Block:
@@ -78,16 +110,11 @@ def _below(block: Block, line: int) -> Block:
     return Block(block.first_line + n, block.text.split("\n", n)[n])
 
 
-def _again(block: Block, rest: Iterator[Block]) -> Iterator[Block]:
-    yield block
-    yield from rest
-
-
 def _batches(path: Path, blocks: Iterator[Block], layout: Layout) -> Iterator[pa.Table]:
     for block in blocks:
         if layout.quoted and '"' in block.text:
             # A quoted field may hold line ends: from here on the reader of records takes over.
-            yield from _quoted_batches(path, _again(block, blocks), block.first_line, layout)
+            yield from _quoted_batches(path, chain([block], blocks), block.first_line, layout)
             return
         clean = _clean_batch(block, layout)
         yield _plain_batch(block) if clean is None else clean
@@ -97,8 +124,8 @@ def _clean_batch(block: Block, layout: Layout) -> pa.Table | None:
     """The rows of a block, schema ``CLEAN``, cut and read at once.
 
     Returns:
-        None where a row is or may be anything but fields without white space, usable ids and a finite number: such a
-        block is cut and judged row by row.
+        None where a row is or may be anything but fields without white space around ids, usable ids, and a finite
+        number or a date: such a block is cut and judged row by row.
     """
     places = [place for place in (layout.user, layout.item, layout.timestamp) if place is not None]
     text, delimiter = block.text, layout.delimiter or ""
@@ -106,11 +133,13 @@ def _clean_batch(block: Block, layout: Layout) -> pa.Table | None:
         text, delimiter = text.replace(delimiter, _UNIT_SEPARATOR), _UNIT_SEPARATOR
     if len(delimiter) != 1 or len({*places}) < len(places) or not text:
         return None
-    if any(character in text for character in _DOUBTFUL if character != delimiter):
+    # a date may hold a space: the ids are looked at below
+    if any(character in text for character in _DOUBTFUL if character not in (delimiter, " " if layout.dated else "")):
         return None
     data = text.encode()
     names = [str(place) for place in range(layout.n_fields)]
-    types = dict(zip((names[place] for place in places), (pa.string(), pa.string(), pa.float64()), strict=False))
+    time = pa.string() if layout.dated else pa.float64()
+    types = dict(zip((names[place] for place in places), (pa.string(), pa.string(), time), strict=False))
     try:
         table = read_csv(
             pa.py_buffer(data),
@@ -126,7 +155,13 @@ def _clean_batch(block: Block, layout: Layout) -> pa.Table | None:
     header = layout.header
     if header and pc.any(pc.and_(pc.equal(user, header[layout.user]), pc.equal(item, header[layout.item]))).as_py():
         return None
-    return _clean_rows(block.first_line, user, item, stamps[0] if stamps else None)
+    if not layout.dated:
+        return _clean_rows(block.first_line, user, item, stamps[0] if stamps else None)
+    times = seconds_of_dates(stamps[0])
+    if times is None or not (_bare(user) and _bare(item)):
+        return None
+    rows = _clean_rows(block.first_line, user, item, times[0])
+    return rows if rows is None or not times[1] else rows.cast(ZONELESS)
 
 
 def _clean_rows(first_line: int, user: Any, item: Any, stamp: Any) -> pa.Table | None:
@@ -219,10 +254,12 @@ class ParquetRecords:
     Attributes:
         batches: Tables of schema ``CLEAN``, or with columns ``line`` (row number from 1), ``user``, ``item`` and
             ``stamp`` (text, a number, or null without timestamps).
-        dated: Whether timestamps came as date or time of day without a zone and were taken as UTC.
+        zoneless: Whether timestamps came as date or time of day without a zone and were taken as UTC.
+        dated: Whether times are texts that are dates in ISO 8601.
     """
 
     batches: Iterator[pa.Table]
+    zoneless: bool
     dated: bool
 
 
@@ -261,11 +298,22 @@ def parquet_records(path: Path, *, columns: Columns) -> ParquetRecords:
             remedy="Write the column with such a type: an id that went through a floating-point or nested "
             "column is not the owner's id any more.",
         )
-    dated = False
+    zoneless = dated = False
     if columns.timestamp is not None:
         kind = _value_type(schema, columns.timestamp)
-        dated = pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None)
-    return ParquetRecords(_parquet_batches(path, file, columns), dated)
+        zoneless = pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None)
+        dated = _is_text(kind) and _texts_are_dates(path, file, columns.timestamp)
+    return ParquetRecords(_parquet_batches(path, file, columns), zoneless, dated)
+
+
+def _texts_are_dates(path: Path, file: Any, column: str) -> bool:
+    """Whether the first text that is a date or a number is a date, as ``_told`` has it."""
+    try:
+        first = next(file.iter_batches(_TELLING_ROWS, columns=[column]), None)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _bad_parquet(path, error) from None
+    texts = () if first is None else (text.strip(" \t") for text in first.column(0).to_pylist() if text is not None)
+    return next((is_date(text) for text in texts if is_date(text) or is_number(text)), False)
 
 
 def _parquet_batches(path: Path, file: Any, columns: Columns) -> Iterator[pa.Table]:
@@ -292,7 +340,7 @@ def _parquet_batches(path: Path, file: Any, columns: Columns) -> Iterator[pa.Tab
             line += batch.num_rows
 
 
-def _bare(ids: pa.Array) -> bool:
+def _bare(ids: Any) -> bool:
     """Whether these texts, none of them null, have no white space around them, no line end and no NUL."""
     trimmed = pc.ascii_trim(ids, characters=" \t")
     held = (pc.any(pc.match_substring(ids, character)).as_py() for character in "\n\0")
@@ -308,8 +356,7 @@ def _seconds(column: pa.Array) -> pa.Array:
     if _is_text(kind):
         return column.cast(pa.string())
     if pa.types.is_temporal(kind):
-        micro = pc.cast(column, pa.timestamp("us"), safe=False)
-        return pc.divide(pc.cast(pc.cast(micro, pa.int64()), pa.float64(), safe=False), 1e6)
+        return seconds_of_instants(column)
     return pc.cast(column, pa.float64(), safe=False)
 
 

@@ -16,7 +16,7 @@ MINORITY = 0.01
 
 
 def reject_bad_times(
-    engine: Engine, path: Path, first_day: str | None = None, last_day: str | None = None
+    engine: Engine, path: Path, first_day: str | None = None, last_day: str | None = None, *, dated: bool = False
 ) -> list[str]:
     """Move rows of ``raw`` with an implausible time, or one outside some days, to ``rejects``.
 
@@ -28,6 +28,7 @@ def reject_bad_times(
         path: The file, for messages.
         first_day: First day (UTC, ISO 8601) of what is kept; None is 1970.
         last_day: Last such day; None is the last of 2099.
+        dated: Whether the times were dates, so that they are seconds of a clock whatever their size.
 
     Returns:
         Notices.
@@ -43,10 +44,10 @@ def reject_bad_times(
         return []
     ranked = sorted(range(len(_UNITS)), key=lambda unit: -inside[unit])
     main, second = ranked[0], ranked[1]
-    if 2 * sum(inside) >= total and inside[second] >= max(MINORITY * total, 1):
+    if not dated and 2 * sum(inside) >= total and inside[second] >= max(MINORITY * total, 1):
         raise _mixed(engine, path, main, second, inside)
-    if 2 * inside[main] >= total:
-        scale = _UNITS[main][1]
+    if dated or 2 * inside[main] >= total:
+        scale = 1.0 if dated else _UNITS[main][1]
         low = 0.0 if first_day is None else _seconds(first_day) * scale
         high = _LATEST_S * scale if last_day is None else (_seconds(last_day) + 86400) * scale
         outside = f"stamp < {low!r} OR stamp >= {high!r}"

@@ -73,6 +73,15 @@ def test_the_configuration_is_commented_and_what_follows_works(p2rec):
     assert bound.arguments["dataset"] == "clicks"
 
 
+def test_a_file_of_dates_is_recognised_and_imported(p2rec):
+    rows = "".join(f"u{u},i{(u + n) % 8},2023-11-05 12:{n:02}:00\n" for u in range(8) for n in range(6))
+    Path("dated.csv").write_text("visitor,sku,created_at\n" + rows)
+    call = p2rec("p2rec init dated.csv")
+    assert call.returncode == 0, call.stderr
+    assert "note: Timestamps carry no time zone and were taken as UTC." in call.stdout
+    assert p2rec("p2rec data import dated.csv --name dated -c dated.toml").returncode == 0
+
+
 def test_nothing_is_overwritten_and_nothing_is_left_beside(p2rec):
     Path("clicks.toml").write_text("mine")
     before = sorted(Path().iterdir())

@@ -153,6 +153,62 @@ def test_parquet_is_read(tmp_path, read, column, expected):
     assert bool(raw.notices) == (column.type in (pa.timestamp("ns"), pa.date32()))
 
 
+NOON = 1_699_185_600
+
+
+@pytest.mark.parametrize(
+    ("dates", "zoneless"),
+    [
+        (["2023-11-05 12:00:00", "2023-11-05 12:00:01"], "Timestamps"),
+        (["2023-11-05T12:00:00.000Z", "2023-11-05T12:00:01.000Z"], ""),
+        (["2023-11-05 13:00:00+01:00", "2023-11-05 07:00:01-0500"], ""),
+        (["2023-11-05 12:00:00 UTC", "2023-11-05 12:00:01 UTC"], ""),
+        (["2023-11-05 12:00:00.000000000", "2023-11-05 12:00:01"], "Timestamps"),
+        (["2023-11-05 12:00", "2023-11-05T12:00:01Z"], "1 of 2 timestamps"),
+    ],
+    ids=["pandas", "Z", "offsets", "UTC", "fractions", "both"],
+)
+@pytest.mark.parametrize("format", ["csv", "quoted", "tsv", "movielens", "parquet"])
+def test_times_may_be_dates(tmp_path, read, format, dates, zoneless):
+    path = tmp_path / "log"
+    if format == "parquet":
+        pq.write_table(pa.table({"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": dates}), path)
+    elif format == "movielens":
+        path.write_text(f"a::x::5::{dates[0]}\nb::y::5::{dates[1]}\n")
+    else:
+        mark, quote = {"csv": (",", ""), "quoted": (",", '"'), "tsv": ("\t", "")}[format]
+        rows = [("user_id", "item_id", "timestamp"), ("a", "x", dates[0]), ("b", "y", dates[1])]
+        path.write_text("".join(mark.join(f"{quote}{value}{quote}" for value in row) + "\n" for row in rows))
+    raw = read(path, format="csv" if format == "quoted" else format)
+    assert pairs(raw) == [("a", "x"), ("b", "y")]
+    assert raw.interactions["timestamp"].to_pylist() == [NOON, NOON + 1]
+    assert raw.notices == ([f"{zoneless} carry no time zone and were taken as UTC."] if zoneless else [])
+
+
+def test_days_fractions_and_bounds_of_dates(put, read):
+    raw = read(put(HEADER + "a,x,2023-11-05\na,y,2023-11-05 12:00:00.123456\n"), last_day="2023-11-05")
+    assert raw.interactions["timestamp"].to_pylist() == [NOON - 43_200, NOON + 0.123456]
+    late = HEADER + "a,x,2023-11-05\na,y,2023-11-06\n"
+    raw = read(put(late), last_day="2023-11-05", on_error="quarantine", max_rejected=0.5)
+    assert raw.rejects["reason"].to_pylist() == ["timestamp_out_of_range"]
+    # a date far in the future is no time in milliseconds
+    never = HEADER + "a,x,2023-11-05\na,y,9999-12-31\n"
+    raw = read(put(never), on_error="quarantine", max_rejected=0.5)
+    assert raw.rejects["reason"].to_pylist() == ["timestamp_out_of_range"]
+
+
+@pytest.mark.parametrize("packed", ["", '"'], ids=["plain", "quoted"])
+def test_the_first_time_decides_whether_a_file_has_dates_or_numbers(put, read, packed):
+    rows = f"a,x,\na,{packed}y{packed},2023-11-05 12:00:00\na,z,{NOON}\na,w,2023-02-30\na,v,5 Nov 2023\n"
+    raw = read(put(HEADER + rows), on_error="quarantine", max_rejected=1)
+    assert raw.interactions["timestamp"].to_pylist() == [NOON]
+    assert raw.rejects["reason"].to_pylist() == ["empty_timestamp", "invalid_date", "invalid_date", "invalid_date"]
+    rows = f"a,x,\na,{packed}y{packed},{NOON}\na,z,2023-11-05 12:00:00\n"
+    raw = read(put(HEADER + rows), on_error="quarantine", max_rejected=1)
+    assert raw.interactions["timestamp"].to_pylist() == [NOON]
+    assert raw.rejects["reason"].to_pylist() == ["empty_timestamp", "text_timestamp"]
+
+
 def test_nulls_in_parquet_are_rejects(tmp_path, read):
     path = tmp_path / "data.parquet"
     table = {"user_id": ["a", None, "c", "d"], "item_id": [1, 2, None, 4], "timestamp": [1.0, 2.0, 3.0, None]}
@@ -184,6 +240,7 @@ def test_unknown_settings_raise(put, read, run):
         ("tsv", "user_id\titem_id\ttimestamp\n", "u{0}\ti{0}\t15\n"),
         ("recbole", "user_id:token\titem_id:token\ttimestamp:float\n", "u{0}\ti{0}\t15\n"),
         ("movielens", "", "u{0}::i{0}::5::15\n"),
+        ("csv", "user_id,item_id,timestamp\n", "u{0},i{0},2023-11-05 12:00:15Z\n"),
     ],
 )
 def test_clean_rows_are_read_at_once_and_others_are_looked_at(tmp_path, format, header, row):
@@ -198,4 +255,4 @@ def test_clean_rows_are_read_at_once_and_others_are_looked_at(tmp_path, format, 
 
     many = "".join(row.format(n) for n in range(10, 60))
     assert set(schemas(many)) == {records.CLEAN}
-    assert set(schemas(many + row.format(" 7"))) == {records.CLEAN, records.LINES}
+    assert set(schemas(many + row.format("7 "))) == {records.CLEAN, records.LINES}

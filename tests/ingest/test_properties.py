@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 
 from p2rec_core.errors import DataError
 from storage.ingest import ingest, load, pipeline, records
+from storage.ingest.dates import date_columns, seconds_of_dates
+from storage.ingest.engine import open_engine
 from storage.ingest.source import TextSource
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LOGS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 9), st.integers(0, 20)), min_size=1, max_size=70)
 
 
@@ -102,7 +106,31 @@ NUMBERS = (
 )
 NO_NUMBERS = "1e400 -1e400 nan inf Infinity NULL abc 0x10 1,5 1_500_000_000 1500000000d 1500000000f 1e9e9 ١"
 SPACED = ("", " 1500000000", "1500000000 ", "1500000000\v", "15 00")
-STAMPS = st.sampled_from([*f"{NUMBERS} {NO_NUMBERS}".split(), *SPACED])
+DATES = (
+    *("2017-07-14", "2017-07-14 02", "2017-07-14T02:40", "2017-07-14 02:40:00", "2017-07-14T02:40:00Z", "0000-01-01"),
+    *("2017-07-14 02:40:00.5", "2017-07-14 02:40:00.123456", "2017-07-14 02:40:00.123456789+00:00", "2016-02-29"),
+    *("2017-07-14T02:40:00+05:30", "2017-07-14T02:40:00-0330", "2017-07-14 02:40:00+14", "2017-07-14 02:40:00 UTC"),
+    *("1500-03-01", "9999-12-31T23:59:59", "1969-12-31 23:59:59.000001", "2017-07-14 02Z", "2017-07-14T02:40-23:59"),
+)
+NO_DATES = (
+    *("2023-02-30", "2017-7-14", "2017-07-14 24:00:00", "2017-07-14 02:40:60", "2017-07-14Z", "2017-07-14 02:40:00."),
+    *(
+        "2017-07-14t02:40:00",
+        "2017-07-14T02:40:00+24:00",
+        "2017-07-14T02:40:00+01:",
+        "12017-07-14",
+        "2017-07-14  02:40",
+    ),
+    *(
+        "2017-07-14 02:40:00 CET",
+        "2017-07-14\v",
+        "2017-07-14 02:40:00.1234567890",
+        "20170714",
+        "14.07.2017",
+        "2017-02-29",
+    ),
+)
+STAMPS = st.sampled_from([*f"{NUMBERS} {NO_NUMBERS}".split(), *SPACED, *DATES, *NO_DATES])
 FORMATS = {",": "csv", "\t": "tsv", "::": "movielens"}
 LINES = st.lists(
     st.one_of(
@@ -135,15 +163,34 @@ def judged(path, format, timed):
     return (found.interactions.to_pydict(), found.rejects.to_pydict(), found.n_rows, found.notices)
 
 
-@settings(max_examples=60, deadline=None)
-@given(lines=LINES, delimiter=st.sampled_from(list(FORMATS)), timed=st.booleans(), block_bytes=st.integers(1, 200))
+WITH_DATES = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["u1", "u2"]), st.sampled_from(["i1", "i2"]), st.sampled_from(DATES)),
+        st.tuples(IDS, IDS, STAMPS),
+        st.just(("user_id", "item_id", "timestamp")),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lines=st.one_of(LINES, WITH_DATES),
+    delimiter=st.sampled_from(list(FORMATS)),
+    timed=st.booleans(),
+    block_bytes=st.integers(1, 200),
+)
+@example(
+    lines=[("u1", "i1", " 2017-07-14"), ("u1", " i1", "2017-07-14 02:40")], delimiter=",", timed=True, block_bytes=200
+)
 @example(lines=[("u1", "i1", "+15")], delimiter=",", timed=True, block_bytes=200)
 @example(lines=[("\u00a0", "\u00a0", "")], delimiter="\t", timed=False, block_bytes=200)
 @example(lines=[("u1", "x" * 1025, "15"), ("u1", "x" * 1024, "15")], delimiter=",", timed=True, block_bytes=200)
 def test_rows_that_are_read_at_once_come_out_as_if_they_were_judged_one_by_one(lines, delimiter, timed, block_bytes):
     first = ("user_id", "item_id", "timestamp")
     if delimiter == "::":  # user::item::rating::timestamp without a header
-        first = ("u1", "i1", "5", "1500000000")
+        first = ("u1", "i1", "5", "")
         lines = [(*row[:2], "5", *row[2:]) if len(row) > 2 else row for row in lines]
     text = "".join(delimiter.join(row) + "\n" for row in [first, *lines])
 
@@ -154,6 +201,30 @@ def test_rows_that_are_read_at_once_come_out_as_if_they_were_judged_one_by_one(l
         at_once = judged(path, FORMATS[delimiter], timed)
         patch.setattr(records, "_clean_batch", lambda block, layout: None)
         assert at_once == judged(path, FORMATS[delimiter], timed)
+
+
+def by_the_library(text):
+    """Unix seconds and whether there is no offset, as Python reads a date; None where it is none."""
+    try:
+        read = datetime.fromisoformat(text.replace(" UTC", "Z").replace("123456789", "123456"))
+    except ValueError:
+        return None
+    return (read.replace(tzinfo=read.tzinfo or UTC) - EPOCH) / timedelta(seconds=1), read.tzinfo is None
+
+
+def test_dates_are_read_as_python_reads_them_one_by_one_and_at_once():
+    forms = [*DATES, *NO_DATES]
+    with open_engine(None) as engine, engine.table("forms", pa.table({"form": forms})):
+        rows = engine.rows(f"WITH parts AS (SELECT form, {date_columns('form')} FROM forms) SELECT * FROM parts")
+    found = {form: (stamp, zoneless) for form, _, stamp, zoneless in rows if stamp is not None}
+    # Python knows no year 0
+    assert {f: by_the_library(f) for f in DATES if f[:4] != "0000"} == {f: found[f] for f in DATES if f[:4] != "0000"}
+    assert not found.keys() & set(NO_DATES)
+    for first in ("2017-07-14", "2017-07-14 00:00Z", "2017-07-14 00:00 UTC"):
+        for form in forms:
+            at_once = seconds_of_dates(pa.array([first, form]))
+            assert at_once is None or (at_once[0][1].as_py(), at_once[1]) == found.get(form), (first, form)
+    assert sum(seconds_of_dates(pa.array([form])) is not None for form in DATES) == len(DATES) - 1  # nanoseconds
 
 
 @settings(max_examples=40, deadline=None)
