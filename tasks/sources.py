@@ -14,7 +14,7 @@ from storage.disk import make_directory, os_errors, replace_durably
 from storage.ingest.partitions import is_pattern, joined
 from storage.manifest import checked_name, digest_of, render_json
 
-_LAYOUT = frozenset({"format", "user_column", "item_column", "timestamp_column"})
+_LAYOUT = frozenset({"format", "user_column", "item_column", "timestamp_column", "delimiter"})
 """Settings of ingest that say how a file is to be read, and not what is made of it."""
 
 OFFLINE_VARIABLE = "P2REC_OFFLINE"

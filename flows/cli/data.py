@@ -100,6 +100,10 @@ def import_file(
         str | None,
         Parameter(name="--timestamp-column", help='Default timestamp; "none" keeps the order of the file.'),
     ] = None,
+    delimiter: Annotated[
+        str | None,
+        Parameter(name="--delimiter", help="Between fields of CSV or TSV, such as ';'; default the format's."),
+    ] = None,
     encoding: Annotated[
         str | None, Parameter(name="--encoding", help="Of a text file, such as latin-1; default utf-8.")
     ] = None,
@@ -139,6 +143,7 @@ def import_file(
         "user_column": user_column,
         "item_column": item_column,
         "timestamp_column": "" if timestamp_column == "none" else timestamp_column,
+        "delimiter": delimiter,
         "encoding": encoding,
         "normalise_ids": normalise_ids,
         "first_day": first_day,

@@ -46,6 +46,9 @@ def init(
         str | None,
         Parameter(name="--timestamp-column", help='Default found out by its name; "none" keeps the order of the file.'),
     ] = None,
+    delimiter: Annotated[
+        str | None, Parameter(name="--delimiter", help="Between the fields of CSV or TSV; default found out.")
+    ] = None,
     on_error: Annotated[
         OnError, Parameter(name="--on-error", help="What to do with rows that cannot be read.")
     ] = OnError.STRICT,
@@ -80,6 +83,7 @@ def init(
         item=item_column,
         timestamp=None if timestamp_column == "none" else timestamp_column,
         untimed=timestamp_column == "none",
+        delimiter=validated({"ingest": {"delimiter": delimiter}}).ingest.delimiter,
     )
     found, look = _looked_at(path, wanted, on_error)
     chosen = [*_of_the_file(found, look, on_error), *proposals(_sizes(look.core))]
@@ -114,6 +118,7 @@ def _looked_at(path: Path, wanted: Wanted, on_error: OnError) -> tuple[Detected,
             on_error=str(on_error),
             max_rejected=defaults.max_rejected,
             drop_duplicates=defaults.drop_duplicates,
+            dialect=found.dialect,
         )
 
     if not path.is_dir():
@@ -128,6 +133,8 @@ def _looked_at(path: Path, wanted: Wanted, on_error: OnError) -> tuple[Detected,
 
 def _of_the_file(found: Detected, look: FirstLook, on_error: OnError) -> Iterator[Proposal]:
     yield Proposal("ingest.format", found.format, "found in the file")
+    if found.dialect.delimiter is not None:
+        yield Proposal("ingest.delimiter", found.dialect.delimiter, "found in the file")
     if found.named:
         for column, name in (("user", found.columns.user), ("item", found.columns.item)):
             yield Proposal(f"ingest.{column}_column", name, "a column of the file")

@@ -44,6 +44,9 @@ class IngestSettings(Settings):
     timestamp_column: str | None = "timestamp"
     """Column of the times, where the layout has names. Null (in TOML an empty text) keeps the order of
     the file."""
+    delimiter: str | None = None
+    """Character between the fields of a CSV or TSV file, such as ``;`` or ``|``. Null (in TOML an empty text): that of
+    the format."""
     encoding: str = "utf-8"
     """Encoding of a text file, such as ``latin-1``; one in which line ends and delimiters are those of ASCII."""
     normalise_ids: bool = False
@@ -65,10 +68,18 @@ class IngestSettings(Settings):
     seed: int = Field(1, ge=0, lt=2**31)
     """Seed of the permutation that numbers the items."""
 
-    @field_validator("timestamp_column", mode="before")
+    @field_validator("timestamp_column", "delimiter", mode="before")
     @classmethod
     def _empty_is_none(cls, name: object) -> object:
         return None if name == "" else name  # TOML has no null
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, mark: str | None) -> str | None:
+        mark = "\t" if mark == "\\t" else mark  # as a shell hands it over
+        if mark is not None and (len(mark) != 1 or not mark.isascii() or mark.isalnum() or mark in '"\r\n\0'):
+            raise ValueError("a delimiter is one character of ASCII other than a letter, a digit and a quote")
+        return mark
 
     @field_validator("encoding")
     @classmethod

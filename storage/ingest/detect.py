@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2rec_core.errors import DataError
-from storage.ingest.layout import Columns, find_columns, read_layout
+from storage.ingest.layout import PLAIN, Columns, Dialect, find_columns, read_layout
 from storage.ingest.source import TextSource, check_file
 
 _PARQUET = b"PAR1"
 _TYPED = re.compile(r"[^\s:]+:(token|token_seq|float|float_seq)")
 _DELIMITERS = {"csv": ",", "tsv": "\t", "recbole": "\t"}
+_OTHER_DELIMITERS = (";", "|")
 
 _USER = (
     *("user_id", "user", "uid", "visitor_id", "visitor", "customer_id", "customer", "client_id", "member_id"),
@@ -40,11 +41,13 @@ class Detected:
         format: One of ``layout.FORMATS``.
         columns: Which column is which; the defaults where the format has no names.
         named: Whether the format has columns with names.
+        dialect: How the file departs from its format.
     """
 
     format: str
     columns: Columns
     named: bool
+    dialect: Dialect = PLAIN
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Wanted:
         item: Column of the item's id.
         timestamp: Column of the time.
         untimed: Whether the order of the file counts and no column of the time is looked for.
+        delimiter: What separates fields.
     """
 
     format: str | None = None
@@ -64,6 +68,7 @@ class Wanted:
     item: str | None = None
     timestamp: str | None = None
     untimed: bool = False
+    delimiter: str | None = None
 
 
 def detect(path: Path, wanted: Wanted = Wanted()) -> Detected:
@@ -89,14 +94,15 @@ def detect(path: Path, wanted: Wanted = Wanted()) -> Detected:
         find_columns(path, names, columns, line=None)
         return Detected("parquet", columns, named=True)
     line, first = _first_line(path)
-    format = wanted.format or _format(path, first)
+    format = wanted.format or _format(first, wanted.delimiter)
+    dialect = Dialect(wanted.delimiter or (_delimiter(first) if format == "csv" else None))
     if format in _DELIMITERS:
-        columns = _chosen(path, _header(first, format), wanted)
+        columns = _chosen(path, _header(first, format, dialect), wanted)
     else:
         timed = format == "movielens" and not wanted.untimed
         columns = Columns("user_id", "item_id", "timestamp" if timed else None)
-    read_layout(path, first, line=line, format=format, columns=columns)
-    return Detected(format, columns, named=format in _DELIMITERS)
+    read_layout(path, first, line=line, format=format, columns=columns, dialect=dialect)
+    return Detected(format, columns, named=format in _DELIMITERS, dialect=dialect)
 
 
 def _first_line(path: Path) -> tuple[int, str]:
@@ -107,25 +113,26 @@ def _first_line(path: Path) -> tuple[int, str]:
     raise DataError(f"{path} holds no text but blank lines.", remedy="Check the export or download that wrote it.")
 
 
-def _format(path: Path, first: str) -> str:
+def _format(first: str, delimiter: str | None) -> str:
+    if delimiter is not None:
+        return "csv"
     if first.count("::") >= 2:
         return "movielens"
     if "\t" in first:
         typed = all(_TYPED.fullmatch(name.strip()) for name in first.split("\t"))
         return "recbole" if typed else "tsv"
-    if "," in first:
-        return "csv"
-    if ";" in first or "|" in first:
-        raise DataError(
-            f"{path}: fields seem to be separated by {';' if ';' in first else '|'!r}, which no format has.",
-            remedy="Convert the file to commas, or say with --format what it is.",
-        )
-    return "sequences"
+    return "csv" if any(mark in first for mark in (",", *_OTHER_DELIMITERS)) else "sequences"
 
 
-def _header(first: str, format: str) -> list[str]:
+def _delimiter(first: str) -> str | None:
+    """What separates the fields of a CSV file more often than a comma; None where nothing does."""
+    mark = max(_OTHER_DELIMITERS, key=first.count)
+    return mark if first.count(mark) > first.count(",") else None
+
+
+def _header(first: str, format: str, dialect: Dialect) -> list[str]:
     """Names in a header, without RecBole's types; what is wrong with it, ``read_layout`` says."""
-    delimiter = _DELIMITERS[format]
+    delimiter = dialect.delimiter or _DELIMITERS[format]
     cells = next(csv.reader([first], delimiter=delimiter), []) if '"' in first else first.split(delimiter)
     names = [cell.strip() for cell in cells]
     return [name.partition(":")[0] for name in names] if format == "recbole" else names

@@ -6,7 +6,7 @@ from pathlib import Path
 from p2rec_core.errors import DataError
 from storage.ingest.engine import Engine, open_engine
 from storage.ingest.kcore import k_core
-from storage.ingest.layout import Columns
+from storage.ingest.layout import PLAIN, Columns, Dialect
 from storage.ingest.load import load
 from storage.ingest.pipeline import MIN_SPLIT
 
@@ -60,7 +60,14 @@ class FirstLook:
 
 
 def first_look(
-    path: Path, *, format: str, columns: Columns, on_error: str, max_rejected: float, drop_duplicates: bool
+    path: Path,
+    *,
+    format: str,
+    columns: Columns,
+    on_error: str,
+    max_rejected: float,
+    drop_duplicates: bool,
+    dialect: Dialect = PLAIN,
 ) -> FirstLook:
     """Read a file as an import does, count, and try the k-cores of ``BOUNDS``.
 
@@ -71,6 +78,7 @@ def first_look(
         on_error: ``strict`` stops at rows that cannot be read, ``quarantine`` passes over them.
         max_rejected: Part of the rows, 0…1, that quarantine may pass over.
         drop_duplicates: Whether rows equal in user, item and timestamp count once.
+        dialect: How a CSV or TSV file departs from its format.
 
     Returns:
         Counts, and the strictest core that keeps enough.
@@ -79,7 +87,15 @@ def first_look(
         DataError: The file or its rows cannot be used, or no user has enough interactions.
     """
     with open_engine(None) as engine:
-        loaded = load(engine, path, format=format, columns=columns, on_error=on_error, max_rejected=max_rejected)
+        loaded = load(
+            engine,
+            path,
+            format=format,
+            columns=columns,
+            on_error=on_error,
+            max_rejected=max_rejected,
+            dialect=dialect,
+        )
         timed = engine.number("SELECT count(stamp) FROM raw") > 0
         distinct = "DISTINCT" if drop_duplicates and timed else "ALL"
         engine.run(f"CREATE TEMP TABLE events AS SELECT {distinct} user_id AS u, item_id AS i, stamp FROM raw")

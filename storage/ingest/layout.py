@@ -19,9 +19,9 @@ _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
 _SUGGESTIONS = (
     ("::", "fields are separated by '::': set the format to 'movielens'."),
     ("\t", "fields are separated by tabs: set the format to 'tsv'."),
-    (";", "fields are separated by ';': convert the file to commas and set the format to 'csv'."),
+    (";", "fields are separated by ';': set the format to 'csv' and the delimiter to ';' (--delimiter ';')."),
     (",", "fields are separated by commas: set the format to 'csv'."),
-    ("|", "fields are separated by '|': convert the file to commas and set the format to 'csv'."),
+    ("|", "fields are separated by '|': set the format to 'csv' and the delimiter to '|' (--delimiter '|')."),
     (" ", "fields are separated by spaces: 'user item item …' is the format 'sequences'."),
 )
 
@@ -43,6 +43,21 @@ class Columns:
     def names(self) -> list[str]:
         """List the columns that must be there."""
         return [self.user, self.item, *([self.timestamp] if self.timestamp is not None else [])]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a CSV or TSV file departs from its format.
+
+    Attributes:
+        delimiter: What separates fields; None is that of the format.
+    """
+
+    delimiter: str | None = None
+
+
+PLAIN = Dialect()
+"""Fields and header are those of the format."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,22 @@ class Layout:
     dated: bool = False
 
 
-def read_layout(path: Path, first: str, *, line: int, format: str, columns: Columns) -> Layout:
+def check_dialect(path: Path, format: str, dialect: Dialect) -> None:
+    """Refuse a dialect of a format that has none.
+
+    Raises:
+        DataError: It departs from a format other than CSV and TSV.
+    """
+    if dialect != PLAIN and format not in ("csv", "tsv"):
+        raise DataError(
+            f"{path}: format {format!r} has a delimiter of its own, but {dialect.delimiter!r} is set.",
+            remedy="Set the format to 'csv', or leave the delimiter away.",
+        )
+
+
+def read_layout(
+    path: Path, first: str, *, line: int, format: str, columns: Columns, dialect: Dialect = PLAIN
+) -> Layout:
     """Work out the layout of a text file from its first line that is not blank.
 
     Args:
@@ -81,6 +111,7 @@ def read_layout(path: Path, first: str, *, line: int, format: str, columns: Colu
         line: Its number.
         format: One of ``FORMATS`` other than ``parquet``.
         columns: The names to look for in a header.
+        dialect: How a CSV or TSV file departs from its format.
 
     Returns:
         The layout.
@@ -89,12 +120,13 @@ def read_layout(path: Path, first: str, *, line: int, format: str, columns: Colu
         DataError: The line does not fit the format: no header, a missing or doubled column, another
             delimiter.
     """
+    check_dialect(path, format, dialect)
     if format == "sequences":
         return _sequences(path, first, line=line)
-    delimiter = _DELIMITERS[format]
+    delimiter = dialect.delimiter or _DELIMITERS[format]
     if format == "movielens":
         return _movielens(path, first, line=line, timed=columns.timestamp is not None)
-    if delimiter not in first and (hint := _suggestion(first, format)):
+    if delimiter not in first and (hint := _suggestion(first, format, delimiter)):
         raise DataError(
             f"{path}, line {line}: format {format!r} expects {_name(delimiter)}, but {hint[0]} Line: {_shown(first)}.",
             remedy=hint[1],
@@ -224,13 +256,19 @@ def _recbole_names(path: Path, names: list[str], *, line: int) -> list[str]:
     return [name.partition(":")[0] for name in names]
 
 
-def _suggestion(first: str, format: str) -> tuple[str, str] | None:
-    """Recognise another delimiter: what is there, and what to do about it."""
+def _suggestion(first: str, format: str, delimiter: str | None = None) -> tuple[str, str] | None:
+    """Recognise another delimiter than the one expected: what is there, and what to do about it."""
     for mark, sentence in _SUGGESTIONS:
-        if mark in first and mark != _DELIMITERS.get(format) and not (mark == " " and format == "sequences"):
+        if (
+            mark in first
+            and mark != (delimiter or _DELIMITERS.get(format))
+            and not (mark == " " and format == "sequences")
+        ):
             there, _, remedy = sentence.partition(": ")
             if mark == "\t" and ":token" in first:
                 remedy = "set the format to 'recbole'."
+            if mark == _DELIMITERS.get(format):
+                remedy = "leave the delimiter away."
             return f"{there}.", remedy[0].upper() + remedy[1:]
     return None
 

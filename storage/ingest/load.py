@@ -10,7 +10,7 @@ import pyarrow as pa
 from p2rec_core.errors import DataError
 from storage.ingest.dates import date_columns
 from storage.ingest.engine import Engine, open_engine
-from storage.ingest.layout import FORMATS, MAX_ID_BYTES, Columns, Layout
+from storage.ingest.layout import FORMATS, MAX_ID_BYTES, PLAIN, Columns, Dialect, Layout, check_dialect
 from storage.ingest.records import CLEAN, parquet_records, text_records
 from storage.ingest.source import TextSource, check_file, sha256_of
 from storage.ingest.timestamps import reject_bad_times
@@ -114,6 +114,7 @@ def read_interactions(
     timestamp_column: str | None,
     on_error: str,
     max_rejected: float,
+    delimiter: str | None = None,
     encoding: str = "utf-8",
     normalise_ids: bool = False,
     first_day: str | None = None,
@@ -130,6 +131,7 @@ def read_interactions(
         timestamp_column: Column of the time; None keeps the order of the file.
         on_error: ``strict`` stops at rows that cannot be read, ``quarantine`` sets them aside.
         max_rejected: Part of the rows, 0…1, that quarantine may reject.
+        delimiter: What separates the fields of a CSV or TSV file; None is that of the format.
         encoding: Encoding of a text file, one in which line ends and delimiters are those of ASCII.
         normalise_ids: Whether ids are brought into Unicode's composed form (NFC).
         first_day: Rows before this day (UTC, ISO 8601) are rejected; None is 1970.
@@ -149,6 +151,7 @@ def read_interactions(
             path,
             format=format,
             columns=Columns(user_column, item_column, timestamp_column),
+            dialect=Dialect(delimiter),
             on_error=on_error,
             max_rejected=max_rejected,
             encoding=encoding,
@@ -175,6 +178,7 @@ def load(
     columns: Columns,
     on_error: str,
     max_rejected: float,
+    dialect: Dialect = PLAIN,
     encoding: str = "utf-8",
     normalise_ids: bool = False,
     days: tuple[str | None, str | None] = (None, None),
@@ -188,6 +192,7 @@ def load(
         columns: Names of the columns.
         on_error: ``strict`` or ``quarantine``.
         max_rejected: Part of the rows that quarantine may reject.
+        dialect: How a CSV or TSV file departs from its format.
         encoding: Encoding of a text file.
         normalise_ids: Whether ids are brought into Unicode's composed form (NFC).
         days: First and last day (UTC, ISO 8601) of the rows that are kept; None is no bound of one's own.
@@ -204,6 +209,7 @@ def load(
     if on_error not in ("strict", "quarantine"):
         raise ValueError(f"on_error {on_error!r} is neither 'strict' nor 'quarantine'")
     check_file(path)
+    check_dialect(path, format, dialect)
     sha256 = sha256_of(path)
     for statement in _CREATE:
         engine.run(statement)
@@ -211,7 +217,8 @@ def load(
         notices, dated = _load_parquet(engine, path, columns)
         timed = columns.timestamp is not None
     else:
-        notices, layout = _load_text(engine, path, format, columns, encoding)
+        source = TextSource(path, encoding=encoding)
+        notices, layout = _load_text(engine, source, format, columns, dialect)
         timed, dated = layout.timestamp is not None, layout.dated
     if sha256_of(path) != sha256:
         raise DataError(
@@ -239,9 +246,10 @@ def load(
     return Loaded(n_rows, n_rejected, notices, sha256)
 
 
-def _load_text(engine: Engine, path: Path, format: str, columns: Columns, encoding: str) -> tuple[list[str], Layout]:
-    source = TextSource(path, encoding=encoding)
-    records = text_records(source, format=format, columns=columns)
+def _load_text(
+    engine: Engine, source: TextSource, format: str, columns: Columns, dialect: Dialect
+) -> tuple[list[str], Layout]:
+    records = text_records(source, format=format, columns=columns, dialect=dialect)
     layout = records.layout
     if layout.delimiter is None:
         _take(engine, records.batches, partial(_stage_sequences, engine))

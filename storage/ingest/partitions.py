@@ -180,7 +180,7 @@ def _other_columns(first: Path, expected: object, partition: Path, found: object
         names = (
             [f"{f.name} {f.type}" for f in columns]
             if isinstance(columns, pa.Schema)
-            else re.split("[,\t]", str(columns))
+            else re.split("[,\t;|]", str(columns))
         )
         return [name if len(name) <= 60 else name[:60] + "…" for name in names]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from p2rec_core.errors import DataError
 from storage.ingest.engine import Engine, open_engine
 from storage.ingest.kcore import k_core, largest_core
-from storage.ingest.layout import Columns
+from storage.ingest.layout import Columns, Dialect
 from storage.ingest.load import REJECTS, load, rejects_of
 from storage.ingest.lookalikes import lookalike_notices
 from storage.ingest.statistics import Count, Description
@@ -129,6 +129,7 @@ def ingest_by_parts(
     on_error: str,
     max_rejected: float,
     seed: int,
+    delimiter: str | None = None,
     encoding: str = "utf-8",
     normalise_ids: bool = False,
     first_day: str | None = None,
@@ -158,6 +159,7 @@ def ingest_by_parts(
         on_error: ``strict`` stops at rows that cannot be read, ``quarantine`` sets them aside.
         max_rejected: Part of the rows, 0…1, that quarantine may reject.
         seed: Of the numbering of items.
+        delimiter: What separates the fields of a CSV or TSV file; None is that of the format.
         encoding: Encoding of a text file, one in which line ends and delimiters are those of ASCII.
         normalise_ids: Whether ids are brought into Unicode's composed form (NFC).
         first_day: Rows before this day (UTC, ISO 8601) are rejected; None is 1970.
@@ -177,6 +179,7 @@ def ingest_by_parts(
             path,
             format=format,
             columns=Columns(user_column, item_column, timestamp_column),
+            dialect=Dialect(delimiter),
             on_error=on_error,
             max_rejected=max_rejected,
             encoding=encoding,

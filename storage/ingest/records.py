@@ -17,7 +17,7 @@ from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions, read_csv
 
 from p2rec_core.errors import DataError
 from storage.ingest.dates import is_date, is_number, seconds_of_dates, seconds_of_instants
-from storage.ingest.layout import MAX_ID_BYTES, Columns, Layout, find_columns, read_layout
+from storage.ingest.layout import MAX_ID_BYTES, PLAIN, Columns, Dialect, Layout, find_columns, read_layout
 from storage.ingest.source import Block, TextSource
 
 BATCH_ROWS = 1 << 17
@@ -53,13 +53,14 @@ class TextRecords:
     batches: Iterator[pa.Table]
 
 
-def text_records(source: TextSource, *, format: str, columns: Columns) -> TextRecords:
+def text_records(source: TextSource, *, format: str, columns: Columns, dialect: Dialect = PLAIN) -> TextRecords:
     """Open a text file: read its layout from its first line and prepare its rows.
 
     Args:
         source: The file.
         format: One of ``layout.FORMATS`` other than ``parquet``.
         columns: Names of the columns in a header.
+        dialect: How a CSV or TSV file departs from its format.
 
     Returns:
         Layout and rows; the rows are read as they are asked for.
@@ -71,7 +72,7 @@ def text_records(source: TextSource, *, format: str, columns: Columns) -> TextRe
     for block in blocks:
         for number, line in enumerate(block.text.split("\n"), start=block.first_line):
             if line.strip():
-                layout = read_layout(source.path, line, line=number, format=format, columns=columns)
+                layout = read_layout(source.path, line, line=number, format=format, columns=columns, dialect=dialect)
                 return _told(source.path, chain([_below(block, layout.header_line)], blocks), layout)
     raise DataError(
         f"{source.path} holds no text but blank lines.", remedy="Check the export or download that wrote it."

@@ -41,6 +41,7 @@ ALTERNATIVES: dict[str, Any] = {
     "backbone.encoder.backbone": "gru4rec",
     "recommender.encoder.backbone": "gru4rec",
     "ingest.timestamp_column": None,
+    "ingest.delimiter": ";",
     "ingest.encoding": "cp1252",
     "ingest.first_day": "2020-01-31",
     "ingest.last_day": "2020-01-31",

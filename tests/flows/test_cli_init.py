@@ -82,6 +82,18 @@ def test_a_file_of_dates_is_recognised_and_imported(p2rec):
     assert p2rec("p2rec data import dated.csv --name dated -c dated.toml").returncode == 0
 
 
+def test_a_file_with_semicolons_is_recognised_and_imported(p2rec):
+    Path("other.csv").write_text(Path("clicks.csv").read_text().replace(",", ";"))
+    call = p2rec("p2rec init other.csv")
+    assert call.returncode == 0, call.stderr
+    assert tomllib.loads(Path("other.toml").read_text())["ingest"]["delimiter"] == ";"
+    assert p2rec("p2rec data import other.csv --name other -c other.toml").returncode == 0
+    assert p2rec("p2rec data import other.csv --name other -c other.toml --delimiter '|'").returncode == 3
+    call = p2rec("p2rec run -d other --dry-run --set ingest.delimiter=,")
+    assert "was imported with ';'" in call.stderr
+    assert p2rec("p2rec init other.csv --name x --delimiter ab").returncode == 2
+
+
 def test_nothing_is_overwritten_and_nothing_is_left_beside(p2rec):
     Path("clicks.toml").write_text("mine")
     before = sorted(Path().iterdir())

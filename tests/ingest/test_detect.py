@@ -9,7 +9,7 @@ import pytest
 from p2rec_core.errors import DataError
 from storage.ingest.detect import Wanted, detect
 from storage.ingest.first_look import first_look
-from storage.ingest.layout import Columns
+from storage.ingest.layout import Columns, Dialect
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,15 @@ def test_a_text_is_recognised(tmp_path, name, content, format, columns):
     with gzip.open(tmp_path / "packed.gz", "wt", encoding="utf-8") as file:
         file.write(content)
     assert detect(tmp_path / "packed.gz") == found
+
+
+@pytest.mark.parametrize("mark", [";", "|"])
+@pytest.mark.parametrize("wanted", [Wanted(), Wanted(format="csv")], ids=["by-itself", "as-csv"])
+def test_another_delimiter_is_recognised(tmp_path, mark, wanted):
+    (tmp_path / "a.csv").write_text(mark.join(["user_id", '"sku, or name"', "item_id", "ts"]) + "\n")
+    found = detect(tmp_path / "a.csv", wanted)
+    assert (found.format, found.dialect) == ("csv", Dialect(mark))
+    assert found.columns == Columns("user_id", "item_id", "ts")
 
 
 def test_parquet_is_recognised_by_its_content(tmp_path):
@@ -55,7 +64,6 @@ def test_what_the_user_says_counts(tmp_path):
         ("who,sku,time\nu,i,1\n", "usual for the users' ids; there are 'who', 'sku'", "--user-column"),
         ("user,what,time\nu,i,1\n", "usual for the items' ids", "--item-column"),
         ("user,sku,rating\nu,i,1\n", "usual for the times", "`--timestamp-column none`"),
-        ("user;sku;time\nu;i;1\n", "separated by ';'", "Convert the file to commas"),
         ("user,user,sku,time\n", "column 'user' stands in the header 2 times", "a name of its own"),
         (" \n\n", "holds no text but blank lines", "Check the export"),
         ("", "is empty", "Check the export"),

@@ -33,6 +33,8 @@ def pairs(raw):
             None,
         ),
         ('"user_id","item_id",timestamp\n"a,b","x ""y""",5\n', {}, [("a,b", 'x "y"')], [5]),
+        ('user_id;item_id;timestamp\na,b;"x;y";5\n', {"delimiter": ";"}, [("a,b", "x;y")], [5]),
+        ("user_id|item_id|timestamp\na|x|5\n", {"delimiter": "|"}, [("a", "x")], [5]),
         ("user_id\titem_id\ttimestamp\na b\tx,y\t1e9\n", {"format": "tsv"}, [("a b", "x,y")], [1e9]),
         (
             "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t2\t3\t4.5\n",
@@ -55,6 +57,8 @@ def pairs(raw):
         "39-reordered",
         "39-swapped",
         "quoted",
+        "semicolons",
+        "pipes",
         "tsv",
         "recbole",
         "movielens",
