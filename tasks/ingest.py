@@ -20,7 +20,8 @@ def ingest_call(source: Path, settings: IngestSettings) -> StageCall:
     """
     from storage.ingest.source import sha256_of
 
-    chosen = settings.model_dump(mode="json")
+    # what was imported before there was this setting has a header
+    chosen = settings.model_dump(mode="json", exclude={"header"} if settings.header else None)
 
     def compute(context: StageContext) -> dict[str, Any]:
         from storage.ingest.pipeline import TABLES, ingest_by_parts

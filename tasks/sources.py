@@ -14,7 +14,7 @@ from storage.disk import make_directory, os_errors, replace_durably
 from storage.ingest.partitions import is_pattern, joined
 from storage.manifest import checked_name, digest_of, render_json
 
-_LAYOUT = frozenset({"format", "user_column", "item_column", "timestamp_column", "delimiter"})
+_LAYOUT = frozenset({"format", "user_column", "item_column", "timestamp_column", "delimiter", "header"})
 """Settings of ingest that say how a file is to be read, and not what is made of it."""
 
 OFFLINE_VARIABLE = "P2REC_OFFLINE"
@@ -99,7 +99,7 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
                 f"The item texts of {dataset!r} were in {texts}, which is no longer there.",
                 remedy=f"Put the file back, or import anew with `p2rec data import FILE --name {dataset}`.",
             )
-        path = one_file(path, entry["ingest"].get("format", IngestSettings().format), store)
+        path = one_file(path, IngestSettings.model_validate(entry["ingest"]), store)
         return Source(
             dataset, path, entry["ingest"], synthetic=False, texts=None if texts is None else TextFile(Path(texts))
         )
@@ -157,7 +157,7 @@ def _no_dataset(dataset: str, store: Store) -> DataError:
     )
 
 
-def one_file(path: Path, format: str, store: Store) -> Path:
+def one_file(path: Path, ingest: IngestSettings, store: Store) -> Path:
     """The file itself, or the partitions of a directory, or of a pattern of paths, joined into one.
 
     Raises:
@@ -166,7 +166,7 @@ def one_file(path: Path, format: str, store: Store) -> Path:
     """
     if not path.is_dir() and not is_pattern(path):
         return path
-    return joined(path, str(format), store.root / "downloads" / "joined")
+    return joined(path, str(ingest.format), store.root / "downloads" / "joined", header=ingest.header)
 
 
 def register(store: Store, dataset: str, path: Path, ingest: IngestSettings, *, item_texts: Path | None = None) -> None:

@@ -104,6 +104,10 @@ def import_file(
         str | None,
         Parameter(name="--delimiter", help="Between fields of CSV or TSV, such as ';'; default the format's."),
     ] = None,
+    no_header: Annotated[
+        bool,
+        Parameter(name="--no-header", negative="", help="The first line of CSV or TSV is a row; columns are 1, 2, …"),
+    ] = False,
     encoding: Annotated[
         str | None, Parameter(name="--encoding", help="Of a text file, such as latin-1; default utf-8.")
     ] = None,
@@ -144,6 +148,7 @@ def import_file(
         "item_column": item_column,
         "timestamp_column": "" if timestamp_column == "none" else timestamp_column,
         "delimiter": delimiter,
+        "header": False if no_header else None,
         "encoding": encoding,
         "normalise_ids": normalise_ids,
         "first_day": first_day,
@@ -154,7 +159,7 @@ def import_file(
     }
     settings = _import_settings(path, config, {name: value for name, value in options.items() if value is not None})
     opened = Store.open(store)
-    result = _ingest(one_file(path, settings.format, opened), settings, opened, as_json)
+    result = _ingest(one_file(path, settings, opened), settings, opened, as_json)
     if item_texts is not None:
         _check_item_texts(item_texts, result, opened)
     register(opened, name, path, settings, item_texts=item_texts)

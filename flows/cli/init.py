@@ -49,6 +49,10 @@ def init(
     delimiter: Annotated[
         str | None, Parameter(name="--delimiter", help="Between the fields of CSV or TSV; default found out.")
     ] = None,
+    no_header: Annotated[
+        bool,
+        Parameter(name="--no-header", negative="", help="The first line of CSV or TSV is a row; columns are 1, 2, …"),
+    ] = False,
     on_error: Annotated[
         OnError, Parameter(name="--on-error", help="What to do with rows that cannot be read.")
     ] = OnError.STRICT,
@@ -84,6 +88,7 @@ def init(
         timestamp=None if timestamp_column == "none" else timestamp_column,
         untimed=timestamp_column == "none",
         delimiter=validated({"ingest": {"delimiter": delimiter}}).ingest.delimiter,
+        header=not no_header,
     )
     found, look = _looked_at(path, wanted, on_error)
     chosen = [*_of_the_file(found, look, on_error), *proposals(_sizes(look.core))]
@@ -128,13 +133,15 @@ def _looked_at(path: Path, wanted: Wanted, on_error: OnError) -> tuple[Detected,
             f"{path} is a directory.", remedy="Say with --format what its partitions are, e.g. --format parquet."
         )
     with tempfile.TemporaryDirectory(prefix="p2rec-init-") as folder:
-        return look(joined(path, wanted.format, Path(folder)))
+        return look(joined(path, wanted.format, Path(folder), header=wanted.header))
 
 
 def _of_the_file(found: Detected, look: FirstLook, on_error: OnError) -> Iterator[Proposal]:
     yield Proposal("ingest.format", found.format, "found in the file")
     if found.dialect.delimiter is not None:
         yield Proposal("ingest.delimiter", found.dialect.delimiter, "found in the file")
+    if not found.dialect.header:
+        yield Proposal("ingest.header", False, "columns are named by their positions")
     if found.named:
         for column, name in (("user", found.columns.user), ("item", found.columns.item)):
             yield Proposal(f"ingest.{column}_column", name, "a column of the file")

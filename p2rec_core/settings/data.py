@@ -47,6 +47,9 @@ class IngestSettings(Settings):
     delimiter: str | None = None
     """Character between the fields of a CSV or TSV file, such as ``;`` or ``|``. Null (in TOML an empty text): that of
     the format."""
+    header: bool = True
+    """Whether the first line of a CSV or TSV file names the columns; without, they are called by their positions, from
+    ``1``."""
     encoding: str = "utf-8"
     """Encoding of a text file, such as ``latin-1``; one in which line ends and delimiters are those of ASCII."""
     normalise_ids: bool = False

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from p2rec_core.errors import DataError
-from storage.ingest.layout import PLAIN, Columns, Dialect, find_columns, read_layout
+from storage.ingest.layout import PLAIN, Columns, Dialect, check_header, find_columns, positions, read_layout
 from storage.ingest.source import TextSource, check_file
 
 _PARQUET = b"PAR1"
@@ -61,6 +61,7 @@ class Wanted:
         timestamp: Column of the time.
         untimed: Whether the order of the file counts and no column of the time is looked for.
         delimiter: What separates fields.
+        header: Whether the first line names the columns.
     """
 
     format: str | None = None
@@ -69,6 +70,7 @@ class Wanted:
     timestamp: str | None = None
     untimed: bool = False
     delimiter: str | None = None
+    header: bool = True
 
 
 def detect(path: Path, wanted: Wanted = Wanted()) -> Detected:
@@ -95,9 +97,13 @@ def detect(path: Path, wanted: Wanted = Wanted()) -> Detected:
         return Detected("parquet", columns, named=True)
     line, first = _first_line(path)
     format = wanted.format or _format(first, wanted.delimiter)
-    dialect = Dialect(wanted.delimiter or (_delimiter(first) if format == "csv" else None))
+    dialect = Dialect(wanted.delimiter or (_delimiter(first) if format == "csv" else None), wanted.header)
     if format in _DELIMITERS:
-        columns = _chosen(path, _header(first, format, dialect), wanted)
+        cells = _header(first, format, dialect)
+        if not wanted.header:
+            columns = _chosen(path, positions(len(cells)), wanted, shown=cells)
+        else:
+            columns = _chosen(path, cells, wanted, line=line if format != "recbole" else None)
     else:
         timed = format == "movielens" and not wanted.untimed
         columns = Columns("user_id", "item_id", "timestamp" if timed else None)
@@ -148,19 +154,32 @@ def _parquet_names(path: Path) -> list[str]:
         ) from error
 
 
-def _chosen(path: Path, names: Sequence[str], wanted: Wanted) -> Columns:
-    """The columns that are wanted, or else those whose names are usual."""
+def _chosen(
+    path: Path, names: Sequence[str], wanted: Wanted, *, line: int | None = None, shown: Sequence[str] = ()
+) -> Columns:
+    """The columns that are wanted, or else those whose names are usual.
+
+    Args:
+        path: The file, for messages.
+        names: The names that it has.
+        wanted: What is known already.
+        line: Line of the header that may be a row instead; None where that cannot be.
+        shown: What is in the first row, where the names are positions.
+    """
     user = wanted.user or _usual(names, _USER)
     item = wanted.item or _usual([name for name in names if name != user], _ITEM)
     stamp = None if wanted.untimed else wanted.timestamp or _usual(names, _TIME)
     given = replace(wanted, user=user, item=item, timestamp=stamp)
+    if line is not None:
+        check_header(path, names, (user, item) if wanted.untimed else (user, item, stamp), line=line)
     for kind, option, name in (
         ("the users' ids", "--user-column", given.user),
         ("the items' ids", "--item-column", given.item),
         ("the times", "--timestamp-column", given.timestamp),
     ):
         if name is None and not (option == "--timestamp-column" and wanted.untimed):
-            listed = ", ".join(map(repr, names[:30]))
+            values = [f" ({cell})" for cell in shown] or [""] * len(names)
+            listed = ", ".join(f"{name!r}{value:.40}" for name, value in zip(names[:30], values, strict=False))
             order = ", or `--timestamp-column none` to keep the order of the file" if option.startswith("--t") else ""
             raise DataError(
                 f"{path}: no column has a name that is usual for {kind}; there are {listed}.",

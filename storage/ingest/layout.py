@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2rec_core.errors import DataError
+from storage.ingest.dates import is_date
 
 MAX_ID_BYTES = 1024
 """Longest id."""
@@ -16,6 +17,8 @@ FORMATS = ("sequences", "csv", "tsv", "parquet", "recbole", "movielens")
 _DELIMITERS = {"csv": ",", "tsv": "\t", "recbole": "\t", "movielens": "::"}
 _HEADER_WORDS = re.compile(r"(user|item|uid|iid|user_?id|item_?id|session_?id|timestamp)(:\w+)?", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)?([eE][+-]?\d+)?")
+_CLOCK_DIGITS = 9
+"""Digits of Unix seconds since 1973: no name of a column is such a number."""
 _SUGGESTIONS = (
     ("::", "fields are separated by '::': set the format to 'movielens'."),
     ("\t", "fields are separated by tabs: set the format to 'tsv'."),
@@ -51,9 +54,11 @@ class Dialect:
 
     Attributes:
         delimiter: What separates fields; None is that of the format.
+        header: Whether the first line names the columns; without, they are called by their positions, from ``1``.
     """
 
     delimiter: str | None = None
+    header: bool = True
 
 
 PLAIN = Dialect()
@@ -94,9 +99,10 @@ def check_dialect(path: Path, format: str, dialect: Dialect) -> None:
         DataError: It departs from a format other than CSV and TSV.
     """
     if dialect != PLAIN and format not in ("csv", "tsv"):
+        what = "a delimiter" if dialect.delimiter is not None else "a header or none"
         raise DataError(
-            f"{path}: format {format!r} has a delimiter of its own, but {dialect.delimiter!r} is set.",
-            remedy="Set the format to 'csv', or leave the delimiter away.",
+            f"{path}: format {format!r} has {what} of its own, and no other can be set.",
+            remedy="Set the format to 'csv' or 'tsv', or leave delimiter and header away.",
         )
 
 
@@ -132,19 +138,24 @@ def read_layout(
             remedy=hint[1],
         )
     if format == "csv":
-        header = _quoted_header(path, first, line=line, delimiter=delimiter)
+        cells = _quoted_header(path, first, line=line, delimiter=delimiter)
     else:
-        header = (
+        cells = (
             first.split(delimiter) if '"' not in first else _quoted_header(path, first, line=line, delimiter=delimiter)
         )
-    names = [name.strip() for name in header]
-    if format == "recbole":
-        names = _recbole_names(path, names, line=line)
+    header = tuple(name.strip() for name in cells)
+    if not dialect.header:
+        names, line, header = positions(len(cells)), 0, ()
+    elif format == "recbole":
+        names = _recbole_names(path, header, line=line)
+    else:
+        names = list(header)
+        check_header(path, names, columns.names(), line=line)
     user, item, timestamp = find_columns(path, names, columns, line=line)
     return Layout(
         delimiter=delimiter,
         header_line=line,
-        header=tuple(name.strip() for name in header),
+        header=header,
         n_fields=len(names),
         user=user,
         item=item,
@@ -162,7 +173,7 @@ def find_columns(
         path: The file, for messages.
         names: The names that the file has, in its order.
         columns: The names that are needed.
-        line: Line of a text header; None where the names come from a schema.
+        line: Line of a text header; 0 where there is none, None where the names come from a schema.
 
     Returns:
         Positions of user, item and, unless it is not wanted, timestamp.
@@ -170,7 +181,7 @@ def find_columns(
     Raises:
         DataError: A name is missing or stands there twice, or one column would serve twice.
     """
-    where = f"{path}, line {line}" if line is not None else str(path)
+    where = f"{path}, line {line}" if line else str(path)
     needed = columns.names()
     if len(set(needed)) < len(needed):
         raise DataError(
@@ -185,23 +196,50 @@ def find_columns(
         )
     missing = [name for name in needed if name not in names]
     if missing:
-        raise _missing(where, names, missing[0], columns, text=line is not None)
+        raise _missing(where, names, missing[0], columns, headless=line == 0)
     positions = [names.index(name) for name in needed]
     return positions[0], positions[1], positions[2] if columns.timestamp is not None else None
 
 
-def _missing(where: str, names: Sequence[str], name: str, columns: Columns, *, text: bool) -> DataError:
-    if text and any(_NUMBER.fullmatch(field) for field in names):
-        return DataError(
-            f"{where}: there is no header; the first line looks like data: {_shown(', '.join(names))}.",
-            remedy=f"Add a first line that names the columns, among them {', '.join(columns.names())}.",
+def positions(n: int) -> list[str]:
+    """Names of columns without a header."""
+    return [str(place) for place in range(1, n + 1)]
+
+
+def check_header(path: Path, names: Sequence[str], chosen: Sequence[str | None], *, line: int) -> None:
+    """Refuse a header that is a row: whoever names columns by its values loses an interaction.
+
+    Args:
+        path: The file, for messages.
+        names: The line's cells.
+        chosen: Names of the columns that are needed; None is to be found out.
+        line: Its number.
+
+    Raises:
+        DataError: It holds a number as long as a time, only numbers that do not count from 0 or 1, a date as one of
+            the chosen names, or any number or date where one of these is not there.
+    """
+    numbers = [name for name in names if _NUMBER.fullmatch(name)]
+    clock = any(len(re.split("[.,eE]", name)[0].lstrip("+-")) >= _CLOCK_DIGITS for name in numbers)
+    counted = [*names] in ([str(place) for place in range(len(names))], positions(len(names)))
+    dates = [name for name in names if is_date(name)]
+    doubtful = (numbers or dates) if any(name not in names for name in chosen) else {*dates} & {*chosen}
+    if clock or doubtful or (len(numbers) == len(names) and not counted):
+        raise DataError(
+            f"{path}, line {line}: there is no header; the first line looks like data: {_shown(', '.join(names))}.",
+            remedy="Say so with --no-header (ingest.header = false) and name the columns by position, such as "
+            "--user-column 1 --item-column 2 --timestamp-column 3; or add a first line that names them.",
         )
+
+
+def _missing(where: str, names: Sequence[str], name: str, columns: Columns, *, headless: bool) -> DataError:
     near = {candidate.lower(): candidate for candidate in names}
     guess = difflib.get_close_matches(name.lower(), list(near), n=1, cutoff=0.5)
     hint = f" Did you mean {near[guess[0]]!r}?" if guess else ""
-    remedy = "Name the column as the file does."
+    how = "by its position" if headless else "as the file does"
+    remedy = f"Name the column {how}."
     if name == columns.timestamp:
-        remedy = "Name the column as the file does, or set timestamp_column to null to keep the file's order."
+        remedy = f"Name the column {how}, or set timestamp_column to null to keep the file's order."
     listed = ", ".join(map(repr, names[:30]))
     return DataError(f"{where}: there is no column {name!r}; there are {listed}.{hint}", remedy=remedy)
 
@@ -246,7 +284,7 @@ def _quoted_header(path: Path, first: str, *, line: int, delimiter: str) -> list
         ) from None
 
 
-def _recbole_names(path: Path, names: list[str], *, line: int) -> list[str]:
+def _recbole_names(path: Path, names: Sequence[str], *, line: int) -> list[str]:
     bare = [name for name in names if ":" not in name]
     if bare:
         raise DataError(

@@ -115,6 +115,7 @@ def read_interactions(
     on_error: str,
     max_rejected: float,
     delimiter: str | None = None,
+    header: bool = True,
     encoding: str = "utf-8",
     normalise_ids: bool = False,
     first_day: str | None = None,
@@ -132,6 +133,7 @@ def read_interactions(
         on_error: ``strict`` stops at rows that cannot be read, ``quarantine`` sets them aside.
         max_rejected: Part of the rows, 0…1, that quarantine may reject.
         delimiter: What separates the fields of a CSV or TSV file; None is that of the format.
+        header: Whether its first line names the columns; without, they are called by their positions, from ``1``.
         encoding: Encoding of a text file, one in which line ends and delimiters are those of ASCII.
         normalise_ids: Whether ids are brought into Unicode's composed form (NFC).
         first_day: Rows before this day (UTC, ISO 8601) are rejected; None is 1970.
@@ -151,7 +153,7 @@ def read_interactions(
             path,
             format=format,
             columns=Columns(user_column, item_column, timestamp_column),
-            dialect=Dialect(delimiter),
+            dialect=Dialect(delimiter, header),
             on_error=on_error,
             max_rejected=max_rejected,
             encoding=encoding,

@@ -24,7 +24,7 @@ _KEPT = 2
 """Joined files of a directory that are kept: a run that reads the one before may still be going on."""
 
 
-def joined(directory: Path, format: str, place: Path) -> Path:
+def joined(directory: Path, format: str, place: Path, *, header: bool = True) -> Path:
     """Join the partitions of a directory, or what a pattern matches, in the order of their paths, below each other.
 
     Hidden files, and files or directories whose name begins with an underscore, are left out. Text partitions may be
@@ -35,6 +35,7 @@ def joined(directory: Path, format: str, place: Path) -> Path:
         directory: The partitions, at any depth; or a pattern of paths with ``*``, ``?``, ``[…]`` or ``**``.
         format: Format of every partition, one of ``layout.FORMATS``.
         place: Directory of joined files.
+        header: Whether text partitions of a format with a header have one.
 
     Returns:
         The joined file.
@@ -46,7 +47,8 @@ def joined(directory: Path, format: str, place: Path) -> Path:
     partitions = _partitions(directory)
     before = _hashes(partitions)
     prefix = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
-    content = hashlib.sha256(format.encode() + b"".join(map(bytes.fromhex, before))).hexdigest()[:20]
+    kind = format if header else f"{format} without a header"
+    content = hashlib.sha256(kind.encode() + b"".join(map(bytes.fromhex, before))).hexdigest()[:20]
     suffix = _SUFFIX.get(format, ".txt")
     for made in place.glob(f"{prefix}-{content}-*{suffix}"):
         with os_errors(made):
@@ -60,7 +62,7 @@ def joined(directory: Path, format: str, place: Path) -> Path:
             if format == "parquet":
                 _join_parquet(partitions, staged)
             else:
-                _join_text(partitions, staged, headed=format in _HEADED)
+                _join_text(partitions, staged, headed=header and format in _HEADED)
             for partition, was, now in zip(partitions, before, _hashes(partitions), strict=True):
                 if was != now:
                     raise DataError(

@@ -130,6 +130,7 @@ def ingest_by_parts(
     max_rejected: float,
     seed: int,
     delimiter: str | None = None,
+    header: bool = True,
     encoding: str = "utf-8",
     normalise_ids: bool = False,
     first_day: str | None = None,
@@ -160,6 +161,7 @@ def ingest_by_parts(
         max_rejected: Part of the rows, 0…1, that quarantine may reject.
         seed: Of the numbering of items.
         delimiter: What separates the fields of a CSV or TSV file; None is that of the format.
+        header: Whether its first line names the columns; without, they are called by their positions, from ``1``.
         encoding: Encoding of a text file, one in which line ends and delimiters are those of ASCII.
         normalise_ids: Whether ids are brought into Unicode's composed form (NFC).
         first_day: Rows before this day (UTC, ISO 8601) are rejected; None is 1970.
@@ -179,7 +181,7 @@ def ingest_by_parts(
             path,
             format=format,
             columns=Columns(user_column, item_column, timestamp_column),
-            dialect=Dialect(delimiter),
+            dialect=Dialect(delimiter, header),
             on_error=on_error,
             max_rejected=max_rejected,
             encoding=encoding,

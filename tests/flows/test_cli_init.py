@@ -82,6 +82,24 @@ def test_a_file_of_dates_is_recognised_and_imported(p2rec):
     assert p2rec("p2rec data import dated.csv --name dated -c dated.toml").returncode == 0
 
 
+def test_a_file_without_a_header_loses_no_row(p2rec):
+    rows = Path("clicks.csv").read_text().partition("\n")[2]
+    Path("bare.csv").write_text(rows)
+    assert "looks like data" in p2rec("p2rec init bare.csv").stderr
+    call = p2rec("p2rec init bare.csv --no-header --user-column 1 --item-column 2 --timestamp-column 3 --json")
+    assert call.returncode == 0, call.stderr
+    assert json.loads(call.stdout)["found"]["n_rows"] == 48
+    call = p2rec("p2rec data import bare.csv --name bare -c bare.toml --json")
+    assert json.loads(call.stdout)["counts"]["n_rows"] == 48
+    assert find_source("bare", Store.open(Path(".p2rec"))).ingest_settings(IngestSettings()).header is False
+    halves = rows.splitlines(keepends=True)
+    Path("days").mkdir()
+    Path("days/1.csv").write_text("".join(halves[:24]))
+    Path("days/2.csv").write_text("".join(halves[24:]))
+    call = p2rec("p2rec data import days --name days -c bare.toml --json")
+    assert json.loads(call.stdout)["counts"]["n_rows"] == 48
+
+
 def test_a_file_with_semicolons_is_recognised_and_imported(p2rec):
     Path("other.csv").write_text(Path("clicks.csv").read_text().replace(",", ";"))
     call = p2rec("p2rec init other.csv")

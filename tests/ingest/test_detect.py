@@ -33,6 +33,45 @@ def test_a_text_is_recognised(tmp_path, name, content, format, columns):
     assert detect(tmp_path / "packed.gz") == found
 
 
+@pytest.mark.parametrize(
+    ("first", "user"),
+    [
+        ("u0007,i0012,1700000000", "u0007"),
+        ("u0007,i0012,1700000000", None),
+        ("u0007,i0012,2023-11-05 12:00:00", None),
+        ("7,12,3", "7"),
+        ("7,12,1.7e9", None),
+    ],
+)
+def test_a_row_is_not_taken_for_a_header(tmp_path, first, user):
+    path = tmp_path / "a.csv"
+    path.write_text(first + "\n")
+    _, item, stamp = first.split(",") if user else (None, None, None)
+    with pytest.raises(DataError, match="line 1: there is no header; the first line looks like data") as caught:
+        detect(path, Wanted(user=user, item=item, timestamp=stamp))
+    assert "--no-header" in caught.value.remedy
+
+
+@pytest.mark.parametrize("header", ["0,1,2", "user,item,time,2023-11-05,1", "user,item,2019,time"])
+def test_a_header_with_numbers_is_one_all_the_same(tmp_path, header):
+    path = tmp_path / "a.csv"
+    path.write_text(header + "\n")
+    names = header.split(",")
+    named = Wanted(user="0", item="1", timestamp="2") if names[0] == "0" else Wanted()
+    assert detect(path, named).columns.user == names[0]
+
+
+def test_without_a_header_columns_are_named_by_position(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("i1;u1;15\n")
+    with pytest.raises(DataError, match=r"users' ids; there are '1' \(i1\), '2' \(u1\), '3' \(15\)"):
+        detect(path, Wanted(header=False))
+    found = detect(path, Wanted(header=False, user="2", item="1", timestamp="3"))
+    assert (found.format, found.dialect, found.columns) == ("csv", Dialect(";", False), Columns("2", "1", "3"))
+    with pytest.raises(DataError, match=r"a\.csv: there is no column '4'; there are '1', '2', '3'"):
+        detect(path, Wanted(header=False, user="2", item="1", timestamp="4"))
+
+
 @pytest.mark.parametrize("mark", [";", "|"])
 @pytest.mark.parametrize("wanted", [Wanted(), Wanted(format="csv")], ids=["by-itself", "as-csv"])
 def test_another_delimiter_is_recognised(tmp_path, mark, wanted):

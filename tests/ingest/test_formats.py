@@ -34,6 +34,12 @@ def pairs(raw):
         ),
         ('"user_id","item_id",timestamp\n"a,b","x ""y""",5\n', {}, [("a,b", 'x "y"')], [5]),
         ('user_id;item_id;timestamp\na,b;"x;y";5\n', {"delimiter": ";"}, [("a,b", "x;y")], [5]),
+        (
+            '\n\na,"x",5\nb,y,6\n',
+            {"header": False, "user_column": "1", "item_column": "2", "timestamp_column": "3"},
+            [("a", "x"), ("b", "y")],
+            [5, 6],
+        ),
         ("user_id|item_id|timestamp\na|x|5\n", {"delimiter": "|"}, [("a", "x")], [5]),
         ("user_id\titem_id\ttimestamp\na b\tx,y\t1e9\n", {"format": "tsv"}, [("a b", "x,y")], [1e9]),
         (
@@ -58,6 +64,7 @@ def pairs(raw):
         "39-swapped",
         "quoted",
         "semicolons",
+        "36-no-header-and-said-so",
         "pipes",
         "tsv",
         "recbole",

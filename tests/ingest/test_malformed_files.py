@@ -64,6 +64,13 @@ ARCHIVE = gzip.compress(GOOD.encode())
         pytest.param("user_id,item_id\nu,i\n", {}, "set timestamp_column to null", id="38-no-timestamp"),
         pytest.param("user_id;item_id;timestamp\nu;i;1\n", {}, "separated by ';'", id="41-semicolon"),
         pytest.param("user_id|item_id|timestamp\nu|i|1\n", {}, "the delimiter to '|' (--delimiter '|')", id="41-pipe"),
+        pytest.param(
+            GOOD.partition("\n")[2],
+            {"user_column": "u0", "item_column": "i0", "timestamp_column": "1500000000"},
+            "looks like data: 'u0, i0, 1500000000'. Say so with --no-header",
+            id="36-named-by-a-value",
+        ),
+        pytest.param(GOOD, {"format": "recbole", "header": False}, "has a header or none of its own", id="36-recbole"),
         pytest.param(GOOD, {"delimiter": ";"}, "Leave the delimiter away", id="41-another-delimiter"),
         pytest.param("a b\n", {"format": "sequences", "delimiter": ";"}, "has a delimiter of its own", id="41-no-csv"),
         pytest.param("user_id\titem_id\ttimestamp\nu\ti\t1\n", {}, "Set the format to 'tsv'", id="41-tab"),
