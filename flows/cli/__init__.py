@@ -3,20 +3,52 @@
 Commands are loaded when they are called, so that ``p2rec --help`` starts in a blink.
 """
 
+import inspect
 import os
+import re
 import shlex
 import sys
 import traceback
+from collections.abc import Iterable
 from importlib import metadata
+from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from p2rec_core.errors import P2RecError
 
 TRACEBACK_VARIABLE = "P2REC_TRACEBACK"
 """Any value other than 0 shows the traceback of an error."""
 
-app = App(
+
+class CommandLine(App):
+    """Shows a line per command in lists, and on a command's own page all that its docstring says, with examples."""
+
+    def help_print(
+        self,
+        tokens: Annotated[None | str | Iterable[str], Parameter(show=False)] = None,
+        *,
+        console: Annotated[Any, Parameter(parse=False)] = None,
+    ) -> None:
+        """Print the page of the command that ``tokens`` name; examples come last, in lines that can be copied."""
+        given = tokens if tokens is None or isinstance(tokens, str) else list(tokens)
+        command = self.parse_commands(given)[1][-1]
+        if command.default_command is None or command is self:
+            super().help_print(given, console=console)
+            return
+        line, text = command.help, inspect.getdoc(command.default_command) or ""
+        words, _, examples = re.sub(r"^Examples?:$", "\0", text, flags=re.MULTILINE).partition("\0")
+        command.help = words
+        try:
+            super().help_print(given, console=console)
+        finally:
+            command.help = line
+        if examples:
+            shown = console or self.console
+            shown.print(f"\nExamples:{examples.rstrip()}", highlight=False, markup=False, soft_wrap=True)
+
+
+app = CommandLine(
     name="p2rec",
     help="P2Rec: user-level LLM fine-tuning for sequential recommendation, as cached stages.",
     help_epilogue="Exit status: 0 done; 1 other; 2 arguments or settings; 3 data; 4 store; 5 model; 6 refused; "

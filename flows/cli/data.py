@@ -25,7 +25,11 @@ from tasks.stage import StageResult, run_stage
 
 
 def list_datasets(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """List known datasets and those imported into the store."""
+    """List known datasets and those imported into the store.
+
+    Example:
+        p2rec data list --store elsewhere
+    """
     directory = os.environ.get(DIRECTORY_VARIABLE)
     imported = imported_datasets(Store.open(store, create=False)) if (store.expanduser() / MARKER).exists() else []
     if as_json:

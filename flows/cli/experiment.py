@@ -60,7 +60,7 @@ def run(
     Examples:
         p2rec experiment run sample
         p2rec experiment run table2 --datasets beauty --seeds 1
-        p2rec experiment run table2 --seeds 1,2,3,4,5             two more seeds; the others are reused
+        p2rec experiment run table2 --seeds 1,2,3,4,5         # two more seeds; the others are reused
         p2rec experiment run my.toml --parallel 4 --dry-run
     """
     begun = time.monotonic()
@@ -103,7 +103,11 @@ def show(
 
 
 def list_experiments(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """List the built-in experiments and those that have results in the store."""
+    """List the built-in experiments and those that have results in the store.
+
+    Example:
+        p2rec experiment list --json
+    """
     known = [
         {
             "name": name,
@@ -147,6 +151,7 @@ def report(
     """Make the report of an experiment: tables, significance tests and figures, of what there is.
 
     Examples:
+        p2rec report
         p2rec report table2 --out results/table2
     """
     opened = Store.open(store, create=False)

@@ -54,7 +54,7 @@ def run(
     """Run all eight stages on a dataset; what is in the store already is verified and reused.
 
     Examples:
-        p2rec run                                         the embedded sample
+        p2rec run                                         # the embedded sample
         p2rec run --dataset beauty
         p2rec run -d beauty --set recommender.encoder.n_layers=1
         p2rec run -d beauty --dry-run

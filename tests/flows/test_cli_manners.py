@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,39 @@ def on_a_terminal(code: str, **environment: str) -> str:
 
 def test_there_are_the_commands_that_help_names() -> None:
     assert {"run", "init", "experiment run", "data import", "completion"} <= COMMANDS.keys()
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_page_of_a_command_ends_with_examples_that_can_be_copied(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    app.help_print(command.split())
+    page = capsys.readouterr().out
+    words, _, examples = page.partition("\n\nExamples:\n")
+    lines = [line.strip() for line in examples.strip().splitlines()]
+    assert lines
+    for line in lines:
+        *_, given = re.split(rf"^(?:[A-Z_]+=\S+ )?p2rec(?= {command}\b)", line)
+        assert given != line, line
+        called = given.partition(" > ")[0]
+        parsed, bound, _ = app.parse_args(shlex.split(called, comments=True), exit_on_error=False, print_error=False)
+        assert parsed is COMMANDS[command].default_command
+        assert bound.arguments is not None
+    described = (inspect.getdoc(COMMANDS[command].default_command) or "").partition("\n\nExample")[0]
+    assert "".join(described.replace("`", "").split()) in "".join(words.split())
+
+
+def test_lists_of_commands_have_a_line_each(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    app.help_print(["query"])
+    capsys.readouterr()
+    app.help_print([])
+    page = capsys.readouterr().out
+    assert re.search(r"query +Ask a snapshot with SQL\. ", page)
+    assert "Examples" not in page
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - WITHOUT_JSON))
