@@ -26,7 +26,7 @@ class CommandLine(App):
 
     def help_print(
         self,
-        tokens: Annotated[None | str | Iterable[str], Parameter(show=False)] = None,
+        tokens: Annotated[str | Iterable[str] | None, Parameter(show=False)] = None,
         *,
         console: Annotated[Any, Parameter(parse=False)] = None,
     ) -> None:

@@ -45,7 +45,7 @@ class IngestSettings(Settings):
     """Column of the times, where the layout has names. Null (in TOML an empty text) keeps the order of
     the file."""
     delimiter: str | None = None
-    """Character between the fields of a CSV or TSV file, such as ``;`` or ``|``. Null (in TOML an empty text): that of
+    """Character between the fields of a CSV or TSV file, such as ``;``. Null (in TOML an empty text): that of
     the format."""
     header: bool = True
     """Whether the first line of a CSV or TSV file names the columns; without, they are called by their positions, from
