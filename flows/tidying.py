@@ -30,7 +30,8 @@ def gc(
     It is safe beside other runs, as long as the grace period is longer than any of them takes.
 
     Args:
-        keep_last: Snapshots of each dataset that stay, beside the current one and the pinned; left empty, all.
+        keep_last: Snapshots of each dataset that stay, beside the current one, the pinned and as many that were refused
+            after the current one; left empty, all.
         grace_days: What is younger stays.
         dry_run: Change nothing; say what would be removed.
         store: Directory of the artefact store.

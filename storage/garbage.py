@@ -35,6 +35,7 @@ from storage.snapshots import (
     pinned,
     read_snapshot,
     references_lock,
+    refusal_of,
     snapshot_datasets,
     snapshot_files,
 )
@@ -148,8 +149,8 @@ def collect(
     Args:
         store: The store.
         grace: What is younger stays, whatever it is; files' times of change count.
-        keep_last: Forget snapshots of each dataset but the last so many, the current one and the pinned ones.
-            None keeps all.
+        keep_last: Forget snapshots of each dataset but the last so many that were not refused, the current one and the
+            pinned ones, and the last so many refused ones above the current one. None keeps all.
         references: Gives further references to artefacts. It is called while no snapshot can change.
         dry_run: Change nothing, and tell what would be removed.
 
@@ -255,15 +256,18 @@ class _Collection:
             if not files:
                 continue
             current, pins = current_number(self.store, dataset), pinned(self.store, dataset)
-            for place, (number, path) in enumerate(files.items()):
+            last, last_refused = self._last(dataset, files, current, keep_last or len(files))
+            for number, path in files.items():
                 if number == current:
                     reason = "it is the current one"
                 elif number in pins:
                     reason = "it is pinned"
                 elif keep_last is None:
                     reason = "every snapshot is kept"
-                elif place >= len(files) - keep_last:
+                elif number in last:
                     reason = f"it is one of the last {keep_last}"
+                elif number in last_refused:
+                    reason = f"it is one of the last {keep_last} that were refused, and nothing came after it"
                 elif _age_s(path) < self.grace_s:
                     reason = _YOUNG
                 else:
@@ -274,6 +278,23 @@ class _Collection:
                 self.kept.append(self._item(Kind.SNAPSHOT, path, reason))
                 retained.append(_read_retained(self.store, dataset, number))
         return retained, forgotten
+
+    def _last(
+        self, dataset: str, numbers: Iterable[int], current: int | None, keep_last: int
+    ) -> tuple[set[int], set[int]]:
+        """The last snapshots that were not refused and, of those above the current one, the last that were.
+
+        So refused nights, however many, do not crowd out what a rollback would go to.
+        """
+        good: list[int] = []
+        refused: list[int] = []
+        for number in numbers:
+            try:
+                was_refused = bool(refusal_of(read_snapshot(self.store, dataset, number)))
+            except StoreError:  # told where it is retained
+                was_refused = False
+            (refused if was_refused else good).append(number)
+        return set(good[-keep_last:]), {number for number in refused[-keep_last:] if number > (current or 0)}
 
     def unlink(self, forgotten: Iterable[Path]) -> None:
         """Remove the files of snapshots, for good before anything that they refer to goes."""

@@ -268,7 +268,8 @@ def gc(
     keep_last: Annotated[
         int | None,
         Parameter(
-            name="--keep-last", help="Forget all but so many snapshots of a dataset, the current and the pinned."
+            name="--keep-last",
+            help="Forget all but so many snapshots of a dataset that were not refused, the current and the pinned.",
         ),
     ] = None,
     store: StoreOption = DEFAULT_STORE,

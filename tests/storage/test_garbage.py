@@ -27,6 +27,7 @@ from storage.snapshots import (
     publish_snapshot,
     read_snapshot,
     references_lock,
+    rollback,
     unpin,
 )
 
@@ -189,6 +190,28 @@ def test_older_snapshots_keep_what_they_refer_to_until_they_are_forgotten(store:
     assert publish_snapshot(store, "tiny", {"slot": make("k6").ref()}, {}).number == 6
     assert names(collect(store, grace=NOW, keep_last=1)) == {"artefacts/s/k3", "artefacts/s/k5"}
     assert there(store) == {"k1", "k6"}
+
+
+def test_refused_nights_do_not_crowd_out_what_a_rollback_goes_to(store: Store, make: Make) -> None:
+    def night(n: int, *refused: str) -> None:
+        publish_snapshot(store, "tiny", {"slot": make(f"k{n}").ref()}, {"n": n}, refused=refused)
+
+    def numbers() -> list[int]:
+        collect(store, grace=NOW, keep_last=3)
+        return [snapshot.number for snapshot in list_snapshots(store, "tiny")]
+
+    for n in (1, 2, 3, 4):
+        night(n)
+    for n in (5, 6, 7, 8):
+        night(n, "worse")
+    assert numbers() == [2, 3, 4, 6, 7, 8]
+    assert rollback(store, "tiny").number == 3
+    promote(store, "tiny", 4)
+    night(9)
+    report = collect(store, grace=timedelta(days=1), keep_last=3)
+    assert reasons(report)["snapshots/tiny/000006.json"] == "it is younger than the grace period"
+    assert numbers() == [3, 4, 9]  # nobody promotes a refused night once a good one has followed
+    assert there(store) == {"k3", "k4", "k9"}
 
 
 def test_further_references_are_asked_for_while_no_snapshot_can_change(store: Store, make: Make) -> None:
@@ -683,12 +706,10 @@ def judged(items: Iterable[Item]) -> str:
 
 REMOVED = """
 artefact | artefacts/s/second | nothing refers to it | None
-artefact | artefacts/s/third | nothing refers to it | None
 artefact | artefacts/s/unused | nothing refers to it | None
 lock | locks/s~unlocked.lock | nobody holds it | None
 quarantine | quarantine/s-damaged-1 | it was set aside long enough ago | None
 snapshot | snapshots/tiny/000002.json | it is not one of the last 2 | None
-snapshot | snapshots/tiny/000003.json | it is not one of the last 2 | None
 staging | staging/removed.01 | an earlier collection did not delete it | None
 staging | staging/s~k~01 | its writer did not finish | None
 work | work/s/half-way | its computation did not go on | None
@@ -698,10 +719,12 @@ artefact | artefacts/s/asked-for | it is referred to | experiment e
 artefact | artefacts/s/first | it is referred to | snapshot 1 of tiny
 artefact | artefacts/s/fourth | it is referred to | snapshot 4 of tiny
 artefact | artefacts/s/read-by-it | it is referred to | s/asked-for, which was computed from it
+artefact | artefacts/s/third | it is referred to | snapshot 3 of tiny
 artefact | artefacts/s/worse | it is referred to | snapshot 5 of tiny
 snapshot | snapshots/tiny/000001.json | it is pinned | None
+snapshot | snapshots/tiny/000003.json | it is one of the last 2 | None
 snapshot | snapshots/tiny/000004.json | it is the current one | None
-snapshot | snapshots/tiny/000005.json | it is one of the last 2 | None
+snapshot | snapshots/tiny/000005.json | it is one of the last 2 that were refused, and nothing came after it | None
 work | work/UPPER | it was not made by P2Rec | None
 work | work/s/new | it is younger than the grace period | None
 work | work/s/taken | a process works on it | None

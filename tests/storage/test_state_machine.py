@@ -5,7 +5,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -148,11 +148,15 @@ class Machine(RuleBasedStateMachine):
         with killed_at(step), contextlib.suppress(StoreError):
             collect(self.store, grace=NOW, keep_last=keep)
         there = {snapshot.number for snapshot in list_snapshots(self.store, "tiny")}
-        last = set(sorted(before)[-keep:])
+        last = self._last(before, keep)
         assert last | self.pins | {self.current} - {None} <= there | {None}
         self.values = {n: v for n, v in before.items() if n in there}
         self.refused &= there
         self._forget_damage()
+
+    def _last(self, numbers: Iterable[int], keep: int) -> set[int]:
+        good, refused = (sorted(n for n in numbers if (n in self.refused) is which) for which in (False, True))
+        return {*good[-keep:], *(n for n in refused[-keep:] if n > (self.current or 0))}
 
     def _look_again(self, value: int) -> None:
         """After a kill the new snapshot is there or it is not, and so is the artefact, whole."""
@@ -233,7 +237,7 @@ class Machine(RuleBasedStateMachine):
             assert self.damaged  # what a damaged manifest was computed from cannot be told, so nothing goes
             return
         if keep is not None:
-            last = set(sorted(self.values)[-keep:]) | self.pins | {self.current}
+            last = self._last(self.values, keep) | self.pins | {self.current}
             self.values = {n: v for n, v in self.values.items() if n in last}
             self.refused &= self.values.keys()
         wanted = {f"v{value}" for value in self.values.values()}
