@@ -22,7 +22,7 @@ from flows.report import RunReport
 from flows.summary import markdown_table, metrics_rows, stage_rows
 from flows.turns import NotOurTurn, WhenBusy, skipped, turn
 from p2rec_core.drift import Drift, TuningDecision, tuning_decision
-from p2rec_core.errors import SettingsError, StoreError
+from p2rec_core.errors import SettingsError, SnapshotOvertaken, StoreError
 from p2rec_core.gate import Compared, data_checks, drift_checks, recommender_checks, refusals
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, RuntimeSettings
 from p2rec_core.settings.refresh import RefreshSettings
@@ -165,11 +165,14 @@ def _refresh(
         "changes": changes,
         "checks": [check.to_json() for check in checks],
     }
-    refused = [*refusals(checks), *_overtaken(store, current, results)]
+    refused = refusals(checks)
     info = {"synthetic": source.synthetic, "refresh": record}
-    made = publish_snapshot(
-        store, source.dataset, {name: result.ref for name, result in results.items()}, info, refused=refused
-    )
+    refs = {name: result.ref for name, result in results.items()}
+    try:
+        made = publish_snapshot(store, source.dataset, refs, info, refused=refused, base=current.number)
+    except SnapshotOvertaken as error:
+        refused = ["s" + error.problem.removeprefix("S").removesuffix(".")]
+        made = publish_snapshot(store, source.dataset, refs, info, refused=refused)
     now = current.number if refused else made.number
     run = RunReport(source.dataset, source.synthetic, results, now, time.monotonic() - begun)
     return RefreshReport(
@@ -226,15 +229,6 @@ def _recorded(info: dict[str, Any], settings: RefreshSettings) -> float | None:
         if (entry["split"], entry["seen"], entry["metric"], entry["k"]) == wanted:
             return float(entry["value"])
     return None
-
-
-def _overtaken(store: Store, base: Snapshot, results: dict[str, StageResult]) -> list[str]:
-    """Why the snapshot may not be replaced: another one has become the current one meanwhile."""
-    current = read_snapshot(store, base.dataset)
-    same = current.entries == {name: result.ref for name, result in results.items()}
-    if current.number == base.number or same:
-        return []
-    return [f"snapshot {current.number} became the current one while snapshot {base.number} was refreshed"]
 
 
 def _show(report: RefreshReport) -> None:

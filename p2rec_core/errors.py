@@ -8,6 +8,7 @@ P2RecError
 ├── StoreError         the artefact store cannot be read or written                  exit status 4
 │   ├── ArtefactMissing    an artefact that something refers to is not there
 │   ├── ArtefactDamaged    an artefact is there, but not what its manifest says
+│   ├── SnapshotOvertaken  another snapshot became the current one than the one that was to be replaced
 │   └── StoreUnsound       something in the store is damaged or missing                exit status 7
 ├── ModelError         a language model or a checkpoint cannot be used               exit status 5
 ├── RefreshRefused     a refresh made a snapshot that does not pass the quality gate  exit status 6
@@ -76,6 +77,10 @@ class ArtefactMissing(StoreError):
 
 class ArtefactDamaged(StoreError):
     """An artefact is in the store, but its bytes are not what its manifest says."""
+
+
+class SnapshotOvertaken(StoreError):
+    """Another snapshot became the current one than the one that was to be replaced."""
 
 
 class StoreUnsound(StoreError):

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, SnapshotOvertaken, StoreError
 from storage.artefacts import Artefact, Store
 from storage.disk import make_directory, os_errors, replace_durably
 from storage.manifest import FORMAT_VERSION, ArtefactRef, checked_name, digest_of, render_json, utc_now
@@ -103,6 +103,7 @@ def publish_snapshot(
     info: dict[str, Any],
     *,
     refused: Sequence[str] = (),
+    base: int | None = None,
 ) -> Snapshot:
     """Make a set of artefacts the current snapshot of a dataset.
 
@@ -112,6 +113,7 @@ def publish_snapshot(
         entries: The artefacts by slot.
         info: What else to report.
         refused: Why the snapshot is kept without becoming the current one; empty makes it current.
+        base: Number of the snapshot that is to be replaced; None for whichever is the current one.
 
     Returns:
         The new snapshot, or the current one if it has the same entries; of refused ones, one that was kept with the
@@ -120,6 +122,7 @@ def publish_snapshot(
     Raises:
         ArtefactMissing: An artefact is not in the store.
         ArtefactDamaged: An artefact is not the one that its reference means.
+        SnapshotOvertaken: Another snapshot than ``base``, with other entries, is the current one.
         StoreError: A name is not allowed, there are no entries, or the store cannot be written.
     """
     directory = directory_of(store, dataset)
@@ -141,6 +144,11 @@ def publish_snapshot(
             if current.notes:
                 _point_to(store, directory, current)
             return current
+        elif base is not None and (now := read_snapshot(store, dataset).number) != base:
+            raise SnapshotOvertaken(
+                f"Snapshot {now} of '{dataset}' became the current one while snapshot {base} was to be replaced.",
+                remedy="Run again to go on from the current one.",
+            )
         snapshot = _new_snapshot(dataset, max(numbers, default=0) + 1, dict(entries), info)
         _write_numbered(store, directory, snapshot)
         if not refused:

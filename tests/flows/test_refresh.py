@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from storage.ingest.pipeline import ingest
 from storage.remote.bucket import Bucket
 from storage.remote.layout import read_current
 from storage.sample import generate_sample
-from storage.snapshots import list_snapshots, read_snapshot, refusal_of, rollback
+from storage.snapshots import Snapshot, list_snapshots, publish_snapshot, read_snapshot, refusal_of, rollback
 from tasks.arrays import vectors
 from tasks.progress import listening
 from tasks.refresh.knowledge import READ
@@ -248,6 +249,25 @@ def test_a_refused_night_is_kept_told_and_rolled_past(
     report, _ = refreshed(copied)
     assert (report.made, copied.current()) == (4, 4)
     assert rollback(store, "clicks").number == 2
+
+
+def test_a_night_that_was_overtaken_at_the_last_moment_does_not_replace_the_other(
+    copied: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(copied.store)
+    rollback(store, "clicks")
+
+    def overtaken(*args: Any, **kwargs: Any) -> Snapshot:
+        monkeypatch.undo()
+        publish_snapshot(store, "clicks", {"ingest": read_snapshot(store, "clicks").entries["ingest"]}, {})
+        return publish_snapshot(*args, **kwargs)
+
+    monkeypatch.setattr("flows.refresh.publish_snapshot", overtaken)
+    report, name = refreshed(copied)
+    reason = "snapshot 3 of 'clicks' became the current one while snapshot 1 was to be replaced"
+    assert (name, report.made, report.refused) == (REFUSED, 4, (reason,))
+    assert copied.current() == 3
+    assert refusal_of(read_snapshot(store, "clicks", 4)) == (reason,)
 
 
 def test_what_cannot_be_refreshed_is_named(copied: House, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, SnapshotOvertaken, StoreError
 from storage import snapshot_files
 from storage.artefacts import ArtefactRef, Store
 from storage.manifest import digest_of, render_json
@@ -58,6 +58,21 @@ def test_unchanged_entries_make_no_new_number_and_old_ones_do(store: Store, refs
     current = read_snapshot(store, "tiny")
     assert publish_snapshot(store, "tiny", dict(reversed(current.entries.items())), {"other": 1}) == current
     assert publish_snapshot(store, "tiny", {"ingest": refs[0]}, {}).number == 3
+
+
+def test_what_was_to_replace_a_snapshot_does_not_replace_another(
+    store: Store, refs: list[ArtefactRef], two: Path
+) -> None:
+    """Found by two refreshes at once: the later published over the one that it did not know of."""
+    with pytest.raises(SnapshotOvertaken, match="Snapshot 2 of 'tiny' became the current one while snapshot 1 was"):
+        publish_snapshot(store, "tiny", {"ingest": refs[2]}, {}, base=1)
+    assert len(list_snapshots(store, "tiny")) == 2
+    current = read_snapshot(store, "tiny")
+    assert publish_snapshot(store, "tiny", current.entries, {}, base=1) == current  # both made the same
+    assert publish_snapshot(store, "tiny", {"ingest": refs[2]}, {}, refused=["worse"], base=1).number == 3
+    assert read_snapshot(store, "tiny") == current
+    assert publish_snapshot(store, "tiny", {"ingest": refs[2]}, {}, base=2).number == 4
+    assert read_snapshot(store, "tiny").number == 4
 
 
 def test_what_is_not_there_is_named_with_what_is(store: Store, two: Path) -> None:
