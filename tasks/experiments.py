@@ -173,18 +173,18 @@ class Recorder:
         self._referred_to: set[tuple[str, str]] = set()
 
     def write(self) -> ExperimentRecord:
-        """Replace the file if there is something new, and return what it says.
+        """Replace the file if there is something new, and return what it says; a damaged one is set aside.
 
         Raises:
             ArtefactMissing: Garbage collection has removed what this run found or made.
-            StoreError: The store cannot be written.
+            StoreError: The store cannot be read or written, or a newer P2Rec wrote the file.
         """
         store, name = self.run.store, self.experiment.name
         with store.lock(_DIRECTORY, name), references_lock(store):
             for result in self.run.results.values():
                 if (result.ref.stage, result.ref.variant) not in self._referred_to:
                     store.load(result.ref)
-            record = self.record()
+            record = self._record()
             fields = record.to_json() | {"format_version": FORMAT_VERSION}
             content = render_json(fields | {"digest": digest_of(fields)})
             path = record_path(store, name)
@@ -196,8 +196,8 @@ class Recorder:
             self._referred_to = {(ref.stage, ref.variant) for ref in refs}
         return record
 
-    def record(self) -> ExperimentRecord:
-        """What there is now."""
+    def _record(self) -> ExperimentRecord:
+        """What there is now, with what an earlier run left."""
         matrix, results = self.run.matrix, self.run.results
         cells = {cell: self._cell_record(cell) for cell in matrix.all_cells()}
         datasets = {
@@ -207,9 +207,8 @@ class Recorder:
             )
             for name, slots in matrix.shared.items()
         }
-        try:
-            before = read_record(self.run.store, self.experiment.name)
-        except (StoreError, SettingsError):
+        before = self._before()
+        if before is None:
             return ExperimentRecord(self.experiment, self.origin, cells, datasets)
         kept = {cell: r for cell, r in before.cells.items() if cell not in cells and self._still_meant(r)}
         for name in {cell.dataset for cell in kept} & before.datasets.keys():
@@ -217,6 +216,23 @@ class Recorder:
             slots = datasets[name].slots if name in datasets else {}
             datasets[name] = DatasetRecord(shared.synthetic, shared.slots | slots)
         return ExperimentRecord(self.experiment, self.origin, kept | cells, datasets)
+
+    def _before(self) -> ExperimentRecord | None:
+        """What an earlier run left; None if there is nothing, or what cannot be used, which is set aside then."""
+        store, name = self.run.store, self.experiment.name
+        path = record_path(store, name)
+        with os_errors(path):
+            if not path.exists():
+                return None
+            data = path.read_bytes()
+        try:
+            return _parsed(data, path)
+        except SettingsError as error:  # the cells of settings that are no longer known are not those of today's
+            reason = error.problem
+        except ValueError as error:
+            reason = str(error)
+        store.set_aside(path, f"{_DIRECTORY}-{name}", f"It cannot be used: {reason}")
+        return None
 
     def _still_meant(self, record: CellRecord) -> bool:
         """Whether the experiment, as it is now, says the same of a cell that this run leaves out."""
@@ -295,9 +311,18 @@ def read_record(store: Store, name: str) -> ExperimentRecord:
             )
         data = path.read_bytes()
     try:
-        return ExperimentRecord.from_json(parse_digested(data, str(path)))
-    except (KeyError, TypeError, ValueError) as error:
+        return _parsed(data, path)
+    except ValueError as error:
         raise StoreError(f"{path} is damaged: {error}.", remedy=remedy) from error
+
+
+def _parsed(data: bytes, path: Path) -> ExperimentRecord:
+    """A record from its file's content; ValueError if it is damaged, StoreError if a newer P2Rec wrote it."""
+    fields = parse_digested(data, str(path))
+    try:
+        return ExperimentRecord.from_json(fields)
+    except (AttributeError, KeyError, TypeError, StoreError) as error:
+        raise ValueError(str(error)) from error
 
 
 def command_for(record: ExperimentRecord, cells: Iterable[Cell], store: Path) -> str:

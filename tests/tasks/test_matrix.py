@@ -28,6 +28,7 @@ from p2rec_core.settings.experiment import ExperimentSettings, experiment_settin
 from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import ArtefactRef, Store
 from storage.garbage import Kind, collect, collect_leftovers
+from storage.manifest import digest_of, render_json
 from tasks.estimate import TimeLeft, Walls, duration, remaining_s, time_left, whole_wall
 from tasks.experiments import CellRecord, DatasetRecord, ExperimentRecord, Recorder, read_record, record_path
 from tasks.matrix import Matrix, Recipe
@@ -472,10 +473,37 @@ def test_a_damaged_record_is_refused_and_replaced_by_the_next_run(computed, defi
     path.write_bytes(before.replace(b'"done"', b'"gone"', 1))
     with pytest.raises(StoreError, match=r"tiny.json is damaged: its digest should be"):
         read_record(store, "tiny")
+    damaged = path.read_bytes()
     matrix_driver.run_here(define(arms=ARMS | {"bad": BAD}), store)
     assert path.read_bytes() == before
+    (kept,) = (store.root / "quarantine").glob("experiments-tiny-*")
+    assert (kept / path.name).read_bytes() == damaged
+    assert "its digest should be" in (kept / "discarded.txt").read_text()
+    shutil.rmtree(kept)
     with pytest.raises(StoreError, match=r"no results of an experiment 'other' .*it has: tiny"):
         read_record(store, "other")
+
+
+def test_a_record_that_cannot_be_read_is_not_replaced(computed, define, matrix_driver):
+    store, _ = computed
+    path = record_path(store, "tiny")
+    before = path.read_bytes()
+    fields = json.loads(before) | {"format_version": 99}
+    newer = render_json(fields | {"digest": digest_of(fields)})
+    matrix = Matrix(define(arms=ARMS | {"bad": BAD}), store)
+    recorder = Recorder(MatrixRun(matrix, store, parallel=1), matrix.experiment, "tiny")
+    try:
+        path.write_bytes(newer)
+        with pytest.raises(StoreError, match=r"tiny\.json has format version 99; this P2Rec reads up to 1"):
+            recorder.write()
+        assert path.read_bytes() == newer
+        path.unlink()
+        path.mkdir()  # as a file that the disk does not give
+        with pytest.raises(StoreError, match=r"tiny\.json: Is a directory"):
+            recorder.write()
+        path.rmdir()
+    finally:
+        path.write_bytes(before)
 
 
 def test_cells_of_two_contents_under_one_key_keep_what_they_refer_to():
