@@ -65,11 +65,17 @@ def file_name(number: int) -> str:
     return f"{number:06d}.json"
 
 
+def number_of(name: str) -> int | None:
+    """The number of the snapshot that has a file of this name; None if it is no name of one."""
+    match = _NUMBERED.fullmatch(name)
+    return None if match is None else int(match[1])
+
+
 def numbers_in(directory: Path) -> list[int]:
     """Numbers of the snapshots in a directory, rising, whether or not they are readable."""
     with os_errors(directory):
         names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    return sorted(int(match[1]) for name in names if (match := _NUMBERED.fullmatch(name)))
+    return sorted(number for name in names if (number := number_of(name)) is not None)
 
 
 def snapshot_datasets(store: Store) -> list[str]:

@@ -23,7 +23,7 @@ from storage.remote.layout import (
     read_numbered,
     snapshot_name,
 )
-from storage.snapshot_files import POINTER, Snapshot, pointed_number, render_pointer, render_snapshot
+from storage.snapshot_files import Snapshot, number_of, pointed_number, render_pointer, render_snapshot
 from storage.snapshots import read_snapshot
 
 GRACE = datetime.timedelta(days=1)
@@ -171,10 +171,10 @@ def _snapshots(bucket: Bucket) -> dict[tuple[str, int], Snapshot]:
     found = {}
     for entry in bucket.list("snapshots"):
         dataset, _, file = entry.name.removeprefix("snapshots/").partition("/")
-        if file == POINTER:
+        number = number_of(file)
+        if number is None:  # the pointer, the pins of a store that was copied, or nothing of P2Rec
             continue
         try:
-            number = int(file.removesuffix(".json"))
             found[dataset, number] = read_numbered(bucket, dataset, number)
         except ValueError as error:
             raise StoreError(

@@ -16,7 +16,7 @@ from storage.doctor import examine
 from storage.remote.bucket import Bucket
 from storage.remote.pull import pull
 from storage.remote.push import forget, push
-from storage.snapshots import list_snapshots, publish_snapshot, read_snapshot, rollback
+from storage.snapshots import list_snapshots, pin, publish_snapshot, read_snapshot, rollback
 from tests.faults.house import DATASET, publish, publish_artefact
 
 NONE = datetime.timedelta(0)
@@ -355,6 +355,29 @@ def test_nothing_is_forgotten_where_a_snapshot_cannot_be_read(tmp_path: Path, bu
     with pytest.raises(StoreError, match=r"000002\.json in .* is damaged"):
         forget(bucket, DATASET, keep=1, grace=NONE)
     assert len(bucket.list("artefacts")) == 12
+
+
+def test_old_snapshots_are_forgotten_in_a_bucket_that_is_a_copied_store(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 1, 2, 3)
+    pin(store, DATASET, 1)
+    shutil.copytree(store.root, tmp_path / "bucket")
+    bucket = Bucket.open(f"file://{tmp_path}/bucket")
+    put(bucket, f"snapshots/{DATASET}/notes.txt", b"")
+    assert forget(bucket, DATASET, keep=1, grace=NONE) == ([1, 2], 2)
+    assert (tmp_path / "bucket" / "snapshots" / DATASET / "pins.json").exists()
+
+
+def test_a_directory_without_a_manifest_in_the_place_of_what_is_pulled_is_set_aside(
+    tmp_path: Path, bucket: Bucket
+) -> None:
+    store, copy = filled(tmp_path / "store", 1), Store.open(tmp_path / "copy")
+    push(store, bucket, DATASET)
+    torn = copy.place("train", "v1")
+    torn.mkdir(parents=True)
+    (torn / "report.json").write_bytes(b"{}\n")  # as a copy that was broken off leaves it
+    assert pull(copy, bucket, DATASET).n_fetched == 1
+    assert current_value(copy) == 1
+    assert (copy.root / "quarantine" / "train-v1-1" / "report.json").exists()
 
 
 def test_what_is_no_copy_of_a_store_is_refused(tmp_path: Path, bucket: Bucket) -> None:
