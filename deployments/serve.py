@@ -30,6 +30,7 @@ from flows.server import (
     check_address,
     check_configured,
     check_port,
+    server_address,
 )
 
 PORT = 4200
@@ -77,18 +78,21 @@ def serve(
     os.environ[STORE_VARIABLE] = str(store.absolute())
     os.environ[SERVED_BY_VARIABLE] = str(os.getpid())
     os.environ.setdefault("DO_NOT_TRACK", "1")
-    timed = read_schedules(schedules) if schedules is not None else ()
     configured = configured_server()
     if configured is None:
         check_address(host, expose=expose)
         check_port(host, port)
+    # before Prefect is imported; runs work in directories of their own, so they find it nowhere else
+    os.environ[API_URL_VARIABLE] = configured or f"{server_address(host, port)}/api"
+    if configured is None and (password := os.environ.get(AUTHENTICATION_VARIABLE)):
+        os.environ["PREFECT_API_AUTH_STRING"] = password
+    made = deployments(read_schedules(schedules) if schedules is not None else ())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until Prefect has a handler of its own
     with _server(configured, host, port) as address:
         from prefect.runner import Runner
 
         from deployments.tidy import watch_for_crashes
 
-        made = deployments(timed)
         runner = Runner(limit=parallel, query_seconds=LOOKED_AT_EVERY_S, heartbeat_seconds=HEARTBEAT_S)
         for deployment in made:
             runner.add_deployment(deployment)
@@ -103,7 +107,6 @@ def serve(
 def _server(configured: str | None, host: str, port: int) -> Iterator[str]:
     """The configured server, or one of our own while the context lasts; gives the address of the interface."""
     if configured is not None:
-        os.environ[API_URL_VARIABLE] = configured  # also for runs, which work in directories of their own
         from prefect.settings import PREFECT_UI_URL
 
         check_configured()
@@ -112,9 +115,6 @@ def _server(configured: str | None, host: str, port: int) -> Iterator[str]:
     server = LocalServer(host=host, port=port, interface=True)
     try:
         server.wait_until_it_answers()
-        os.environ[API_URL_VARIABLE] = server.api_url
-        if password := os.environ.get(AUTHENTICATION_VARIABLE):
-            os.environ["PREFECT_API_AUTH_STRING"] = password
         from deployments.tidy import after_a_crash
 
         after_a_crash()

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import available_timezones
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -30,13 +30,25 @@ class Schedule(Settings):
     parameters: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the flow."""
 
+    @field_validator("cron")
+    @classmethod
+    def _understood(cls, cron: str | None) -> str | None:
+        if cron is not None:
+            from prefect.client.schemas.schedules import CronSchedule
+
+            try:
+                CronSchedule(cron=cron)
+            except ValidationError as error:
+                raise ValueError(
+                    f"{cron!r} is not minute, hour, day, month and day of the week, e.g. '0 3 * * *'"
+                ) from error
+        return cron
+
     @field_validator("timezone")
     @classmethod
     def _known(cls, timezone: str) -> str:
-        try:
-            ZoneInfo(timezone)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"there is no time zone {timezone!r}") from error
+        if timezone not in available_timezones():
+            raise ValueError(f"there is no time zone {timezone!r}")
         return timezone
 
     @model_validator(mode="after")

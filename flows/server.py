@@ -56,7 +56,7 @@ class LocalServer:
     """
 
     def __init__(self, *, host: str = LOOPBACK, port: int, interface: bool) -> None:
-        self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self.address = server_address(host, port)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         code = f"from flows.server import main; main({os.getpid()}, {host!r}, {port})"
         paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -112,6 +112,11 @@ class LocalServer:
         self._errors.seek(0)
         last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
         return f" Its last words: {last[0]:.200}" if last else ""
+
+
+def server_address(host: str, port: int) -> str:
+    """Address of the interface of a server that listens there; that of its API is ``/api`` below it."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 _started: LocalServer | None = None

@@ -235,6 +235,15 @@ def test_schedules_are_read_from_a_file(tmp_path: Path) -> None:
             'deployment = "report"\ncron = "0 3 * * *"\ntimezone = "Middle/Earth"',
             "no time zone 'Middle/Earth'",
         ),
+        (
+            'deployment = "report"\ncron = "0 3 * * *"\ntimezone = "Europe"',  # a folder of time zones
+            "schedule.0.timezone: Value error, there is no time zone 'Europe'",
+        ),
+        (
+            'deployment = "report"\ncron = "0 25 * * *"',
+            "schedule.0.cron: Value error, '0 25 * * *' is not minute, hour, day, month and day of the week",
+        ),
+        ('deployment = "report"\ncron = "every night"', "'every night' is not minute, hour"),
         ("deployment = refresh", "is not valid TOML"),
     ):
         path.write_text(f"[[schedule]]\n{text}\n")
