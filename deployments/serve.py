@@ -91,12 +91,15 @@ def serve(
     with _server(configured, host, port) as address:
         from prefect.runner import Runner
 
+        from deployments.offers import Offers
         from deployments.tidy import watch_for_crashes
 
+        offers = Offers(served_flows())
         runner = Runner(limit=parallel, query_seconds=LOOKED_AT_EVERY_S, heartbeat_seconds=HEARTBEAT_S)
         for deployment in made:
             runner.add_deployment(deployment)
         watch_for_crashes()
+        offers.keep_looking()
         names = ", ".join(deployment.name for deployment in made)
         print(f"Deployments: {names}. Interface: {address}. Ctrl-C ends it.", flush=True)  # noqa: T201
         with contextlib.suppress(KeyboardInterrupt):
@@ -123,6 +126,24 @@ def _server(configured: str | None, host: str, port: int) -> Iterator[str]:
         server.stop()
 
 
+def served_flows() -> Mapping[Scheduled, Any]:
+    """The flows, by the names of their deployments."""
+    from flows.experiment import experiment
+    from flows.pipeline import pipeline, rerun_stage
+    from flows.refresh import refresh
+    from flows.reporting import report
+    from flows.tidying import gc
+
+    return {
+        "pipeline": pipeline,
+        "stage": rerun_stage,
+        "refresh": refresh,
+        "experiment": experiment,
+        "report": report,
+        "gc": gc,
+    }
+
+
 def deployments(schedules: Iterable[Schedule] = ()) -> list[Any]:
     """The deployments, as Prefect's runner takes them.
 
@@ -134,20 +155,7 @@ def deployments(schedules: Iterable[Schedule] = ()) -> list[Any]:
     """
     from prefect.schedules import Cron, Interval
 
-    from flows.experiment import experiment
-    from flows.pipeline import pipeline, rerun_stage
-    from flows.refresh import refresh
-    from flows.reporting import report
-    from flows.tidying import gc
-
-    flows: Mapping[Scheduled, Any] = {
-        "pipeline": pipeline,
-        "stage": rerun_stage,
-        "refresh": refresh,
-        "experiment": experiment,
-        "report": report,
-        "gc": gc,
-    }
+    flows = served_flows()
     store = os.environ.get(STORE_VARIABLE)
     common = {} if store is None else {"store": store}
     timed: dict[str, list[Any]] = {name: [] for name in flows}

@@ -1,7 +1,6 @@
 """Whose runs are judged by their signs of life, and what becomes of an automation that is there already."""
 
 import os
-from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
@@ -9,18 +8,11 @@ from prefect import get_client
 from prefect.automations import Automation
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
-from prefect.testing.utilities import prefect_test_harness
 from prefect.types import DateTime
 
 from deployments.tidy import AUTOMATION, SILENCE_S, silence, watch_for_crashes
 from flows.cli.run import quiet_prefect
 from flows.server import HEARTBEAT_S, TAG
-
-
-@pytest.fixture(scope="module")
-def _prefect() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=180):
-        yield
 
 
 def heartbeat(*tags: str) -> ReceivedEvent:
@@ -52,7 +44,7 @@ def test_runs_of_commands_give_signs_of_life_in_time(monkeypatch: pytest.MonkeyP
     assert float(os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"]) == HEARTBEAT_S <= SILENCE_S / 3
 
 
-@pytest.mark.usefixtures("_prefect")
+@pytest.mark.usefixtures("prefect_server")
 def test_an_automation_that_is_there_is_brought_up_to_date_and_keeps_its_number_and_whether_it_is_enabled() -> None:
     watch_for_crashes()
     with get_client(sync_client=True) as client:
