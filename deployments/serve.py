@@ -30,6 +30,7 @@ from flows.server import (
     check_address,
     check_configured,
     check_port,
+    history_alone,
     server_address,
 )
 
@@ -79,31 +80,43 @@ def serve(
     os.environ[SERVED_BY_VARIABLE] = str(os.getpid())
     os.environ.setdefault("DO_NOT_TRACK", "1")
     configured = configured_server()
-    if configured is None:
-        check_address(host, expose=expose)
+    with _place(host, port, expose=expose) if configured is None else contextlib.nullcontext():
+        # before Prefect is imported; runs work in directories of their own, so they find it nowhere else
+        os.environ[API_URL_VARIABLE] = configured or f"{server_address(host, port)}/api"
+        if configured is None and (password := os.environ.get(AUTHENTICATION_VARIABLE)):
+            os.environ["PREFECT_API_AUTH_STRING"] = password
+        made = deployments(read_schedules(schedules) if schedules is not None else ())
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # until Prefect has a handler of its own
+        with _server(configured, host, port) as address:
+            _serve(made, address, parallel)
+
+
+def _serve(made: list[Any], address: str, parallel: int) -> None:
+    """Register deployments and start their runs until interrupted."""
+    from prefect.runner import Runner
+
+    from deployments.offers import Offers
+    from deployments.tidy import watch_for_crashes
+
+    offers = Offers(served_flows())
+    runner = Runner(limit=parallel, query_seconds=LOOKED_AT_EVERY_S, heartbeat_seconds=HEARTBEAT_S)
+    for deployment in made:
+        runner.add_deployment(deployment)
+    watch_for_crashes()
+    offers.keep_looking()
+    names = ", ".join(deployment.name for deployment in made)
+    print(f"Deployments: {names}. Interface: {address}. Ctrl-C ends it.", flush=True)  # noqa: T201
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(runner.start())
+
+
+@contextlib.contextmanager
+def _place(host: str, port: int, *, expose: bool) -> Iterator[None]:
+    """An address and a history for a server of our own, which nobody else has."""
+    check_address(host, expose=expose)
+    with history_alone():
         check_port(host, port)
-    # before Prefect is imported; runs work in directories of their own, so they find it nowhere else
-    os.environ[API_URL_VARIABLE] = configured or f"{server_address(host, port)}/api"
-    if configured is None and (password := os.environ.get(AUTHENTICATION_VARIABLE)):
-        os.environ["PREFECT_API_AUTH_STRING"] = password
-    made = deployments(read_schedules(schedules) if schedules is not None else ())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until Prefect has a handler of its own
-    with _server(configured, host, port) as address:
-        from prefect.runner import Runner
-
-        from deployments.offers import Offers
-        from deployments.tidy import watch_for_crashes
-
-        offers = Offers(served_flows())
-        runner = Runner(limit=parallel, query_seconds=LOOKED_AT_EVERY_S, heartbeat_seconds=HEARTBEAT_S)
-        for deployment in made:
-            runner.add_deployment(deployment)
-        watch_for_crashes()
-        offers.keep_looking()
-        names = ", ".join(deployment.name for deployment in made)
-        print(f"Deployments: {names}. Interface: {address}. Ctrl-C ends it.", flush=True)  # noqa: T201
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(runner.start())
+        yield
 
 
 @contextlib.contextmanager

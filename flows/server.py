@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+import filelock
+
+from flows.configured import prefect_home
 from p2rec_core.errors import P2RecError, SettingsError
 from tasks.process import die_with
 
@@ -218,6 +221,37 @@ def check_address(host: str, *, expose: bool) -> None:
             f"--expose needs a password: {AUTHENTICATION_VARIABLE} is not set to user:password.",
             remedy=f"Set {AUTHENTICATION_VARIABLE}=user:password.",
         )
+
+
+@contextlib.contextmanager
+def history_alone() -> Iterator[None]:
+    """Have Prefect's history on this machine for one server with its runs while the context lasts.
+
+    A second one would take the runs of the first for crashed, and their deployments for its own store. The kernel holds
+    the lock and frees it when the process ends, however it ends.
+
+    Raises:
+        SettingsError: Another process has it, or ``PREFECT_HOME`` cannot be used.
+    """
+    home = prefect_home()
+    lock = filelock.FileLock(home / "p2rec-serve.lock", mode=0o600, fallback_to_soft=False)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise SettingsError(
+            f"Another `p2rec serve` works with the history in {home}.",
+            remedy="Use that one, or give this one a PREFECT_HOME and a --port of its own.",
+        ) from error
+    except OSError as error:
+        raise SettingsError(
+            f"PREFECT_HOME = {home} cannot be used: {error.strerror or error}.",
+            remedy="Set PREFECT_HOME to a directory that can be written.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_port(host: str, port: int) -> None:

@@ -174,16 +174,17 @@ class Served:
     def log(self) -> str:
         return (self.directory / "log").read_text()
 
-    def start(self) -> "Served":
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+    def command(self) -> list[str]:
         command = [sys.executable, "-c", "from flows.cli import main; main()", "serve", "--port", str(self.port)]
+        return [*command, "--store", str(self.store), *self.options]
+
+    def environment(self) -> dict[str, str]:
+        others = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT")}
+        return others | {"PREFECT_HOME": str(self.directory / "prefect")}
+
+    def start(self) -> "Served":
         with (self.directory / "log").open("wb") as log:
-            self.process = subprocess.Popen(
-                [*command, "--store", str(self.store), *self.options],
-                stdout=log,
-                stderr=log,
-                env=environment | {"PREFECT_HOME": str(self.directory / "prefect")},
-            )
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, env=self.environment())
         process = self.process
         until(
             lambda: "Deployments: " in self.log() or process.poll() is not None,

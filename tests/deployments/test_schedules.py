@@ -1,8 +1,10 @@
 """Schedules on a real server: they fire, and what they started ends with who serves."""
 
 import signal
+import subprocess
 from pathlib import Path
 
+from flows.server import free_port
 from tests.deployments.served import Served, alive, children, report_every, until
 
 
@@ -16,6 +18,11 @@ def test_a_schedule_fires_and_its_runs_do_not_outlive_who_serves(tmp_path: Path)
     served = Served(tmp_path, ["--schedules", str(schedules)])
     try:
         served.start()
+        second = Served(tmp_path, [], port=free_port()).command()
+        refused = subprocess.run(second, env=served.environment(), capture_output=True, text=True, timeout=60)
+        assert refused.returncode == 2
+        assert "Another `p2rec serve` works with the history in" in refused.stderr
+
         [nightly] = served.api.deployment("refresh")["schedules"]
         assert (nightly["schedule"]["cron"], nightly["schedule"]["timezone"]) == ("0 3 * * *", "Europe/Berlin")
         by_schedule = {"flow_runs": {"state": {"type": {"any_": ["FAILED"]}}}}

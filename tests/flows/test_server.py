@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import AUTHENTICATION_VARIABLE, check_address, check_port, free_port
+from flows.server import AUTHENTICATION_VARIABLE, check_address, check_port, free_port, history_alone
 from p2rec_core.errors import SettingsError
 
 PARENT = """
@@ -64,6 +64,32 @@ def test_others_reach_it_only_if_that_is_wanted_and_with_a_password(monkeypatch:
     check_address("0.0.0.0", expose=True)
     with pytest.raises(SettingsError, match="everybody"):
         check_address("0.0.0.0", expose=False)
+
+
+HOLDER = """
+import sys, time
+from flows.server import history_alone
+with history_alone():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_history_is_one_server_s_until_its_process_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    with history_alone():
+        pass
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(SettingsError, match=r"Another `p2rec serve` works with the history in .*home\."),
+            history_alone(),
+        ):
+            pass
+        holder.kill()
+    with history_alone():
+        pass
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
