@@ -12,14 +12,13 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.forms import DatasetName, GivenSettings, StageName, settled
 from flows.lineage import lineage_rows
-from flows.prepare import chosen_slots, prepared_slots
+from flows.prepare import chosen_slots, prepared_slots, reported
 from flows.pushing import push_if_asked
 from flows.report import RunReport
 from flows.summary import metrics_rows, stage_rows, summary_markdown
 from flows.turns import NotOurTurn, WhenBusy, skipped, turn
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, RuntimeSettings
 from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
-from storage.snapshots import publish_snapshot
 from tasks.dag import Slot, downstream, upstream
 from tasks.prefect_task import run_slot
 from tasks.progress import shown_if_possible
@@ -32,6 +31,7 @@ def pipeline(
     profile: Profile = Profile.CPU,
     recipe: Recipe = Recipe.DEFAULT,
     force: bool = False,
+    publish: bool = True,
     when_busy: WhenBusy = WhenBusy.WAIT,
     store: Path = DEFAULT_STORE,
     settings: GivenSettings = {},  # noqa: B006 (never changed)
@@ -44,6 +44,7 @@ def pipeline(
         recipe: Choices that the method leaves: what was best on validation, or the paper's; without effect on whole
             settings.
         force: Compute every stage anew.
+        publish: Make the result the current snapshot; without, the artefacts are kept for later runs.
         when_busy: What to do while another run works on the dataset.
         store: Directory of the artefact store.
         settings: What is to differ from the settings of the dataset; what is left empty stays as it is.
@@ -58,7 +59,7 @@ def pipeline(
     try:
         with turn(opened, [dataset], when_busy):
             results = _run(slots, opened, chosen, forced={slot.name for slot in slots} if force else set())
-            return _finish(dataset, synthetic, results, opened, chosen.runtime, begun)
+            return _finish(dataset, synthetic, results, opened, chosen.runtime, begun, publish=publish)
     except NotOurTurn as reason:
         return skipped(reason)  # type: ignore[return-value]  # Prefect gives its data to who called the flow
 
@@ -102,7 +103,7 @@ def rerun_stage(
         with turn(opened, [dataset], when_busy):
             if with_downstream:
                 results = _run(slots, opened, whole, forced=forced)
-                return _finish(dataset, synthetic, results, opened, whole.runtime, begun)
+                return _finish(dataset, synthetic, results, opened, whole.runtime, begun, publish=True)
             results = _run(upstream(slots, chosen), opened, whole, forced=forced)
     except NotOurTurn as reason:
         return skipped(reason)  # type: ignore[return-value]  # Prefect gives its data to who called the flow
@@ -136,19 +137,18 @@ def _finish(
     store: Store,
     runtime: RuntimeSettings,
     begun: float,
+    *,
+    publish: bool,
 ) -> dict[str, Any]:
     """Publish the snapshot, leave the run's artifacts in Prefect, and copy the snapshot where the settings say."""
-    snapshot = publish_snapshot(
-        store, dataset, {name: result.ref for name, result in results.items()}, {"synthetic": synthetic}
-    )
-    report = RunReport(dataset, synthetic, results, snapshot.number, time.monotonic() - begun)
+    report = reported(dataset, synthetic, results, store, begun, publish=publish)
     read_and_made = lineage_rows(report, store)
     with shown_if_possible("the run's results"):
         create_markdown_artifact(summary_markdown(report), key="summary", description=f"{dataset}: summary")
         create_table_artifact(metrics_rows(report), key="metrics", description=f"{dataset}: metrics")
         create_table_artifact(stage_rows(report), key="stages", description=f"{dataset}: stages")
         create_table_artifact(read_and_made, key="lineage", description=f"{dataset}: what was read and made")
-    pushed = push_if_asked(report, store, runtime)
+    pushed = push_if_asked(report, store, runtime) if publish else report
     if pushed.pushed is not None:
         get_run_logger().info(pushed.pushed)
     return pushed.to_json()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from flows.pushing import check_bucket, push_if_asked
 from flows.report import RunReport
-from p2rec_core.errors import SettingsError
+from p2rec_core.errors import SettingsError, StoreError
 from p2rec_core.settings.pipeline import PipelineSettings, RuntimeSettings
 from storage.artefacts import MARKER, Store
-from storage.snapshots import publish_snapshot
+from storage.snapshots import current_number, publish_snapshot
 from tasks.dag import Slot, pipeline_slots
 from tasks.plan import PlannedSlot
 from tasks.sources import find_source
@@ -61,6 +61,8 @@ def cached_report(
     store: Store,
     begun: float,
     runtime: RuntimeSettings,
+    *,
+    publish: bool = True,
 ) -> RunReport | None:
     """The report of a run that has nothing to compute, or None where there is something.
 
@@ -71,14 +73,26 @@ def cached_report(
         store: The store, whose current snapshot becomes these artefacts.
         begun: Monotonic time of the beginning, in seconds.
         runtime: Where the snapshot is to be copied to.
+        publish: Whether to make a snapshot at all.
     """
     results: dict[str, StageResult] = {}
     for slot in planned:
         if slot.artefact is None or not slot.cached:
             return None
         results[slot.slot.name] = StageResult.of(slot.artefact, Outcome.CACHED, VERIFIED, slot.wall_s)
-    snapshot = publish_snapshot(
-        store, dataset, {name: result.ref for name, result in results.items()}, {"synthetic": synthetic}
-    )
-    report = RunReport(dataset, synthetic, results, snapshot.number, time.monotonic() - begun)
-    return push_if_asked(report, store, runtime)
+    report = reported(dataset, synthetic, results, store, begun, publish=publish)
+    return push_if_asked(report, store, runtime) if publish else report
+
+
+def reported(
+    dataset: str, synthetic: bool, results: dict[str, StageResult], store: Store, begun: float, *, publish: bool
+) -> RunReport:
+    """The report of a whole run, whose artefacts become the current snapshot if ``publish``."""
+    number = before = None
+    if publish:
+        with contextlib.suppress(StoreError):  # there was none, or none that can be read
+            before = current_number(store, dataset)
+        refs = {name: result.ref for name, result in results.items()}
+        number = publish_snapshot(store, dataset, refs, {"synthetic": synthetic}).number
+    wall_s = time.monotonic() - begun
+    return RunReport(dataset, synthetic, results, number, wall_s, before=None if before == number else before)

@@ -17,6 +17,7 @@ class RunReport:
         snapshot: Number of the dataset's current snapshot; None where the run did not publish one.
         wall_s: Seconds of the whole run.
         pushed: Where the snapshot was copied to, in words; None where that was not asked for.
+        before: Number of the snapshot that was the current one before; None where there was none, or it still is.
     """
 
     dataset: str
@@ -25,6 +26,7 @@ class RunReport:
     snapshot: int | None
     wall_s: float
     pushed: str | None = None
+    before: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -35,6 +37,7 @@ class RunReport:
             "snapshot": self.snapshot,
             "wall_s": self.wall_s,
             "pushed": self.pushed,
+            "before": self.before,
         }
 
     @classmethod

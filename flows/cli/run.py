@@ -48,6 +48,14 @@ def run(
     assignments: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     force: ForceOption = False,
+    publish: Annotated[
+        bool,
+        Parameter(
+            name="--publish",
+            help="Make the result the current snapshot; without, its artefacts are kept for later runs until "
+            "p2rec gc finds them old.",
+        ),
+    ] = True,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,7 +64,7 @@ def run(
     Examples:
         p2rec run                                         # the embedded sample
         p2rec run --dataset beauty
-        p2rec run -d beauty --set recommender.encoder.n_layers=1
+        p2rec run -d beauty --no-publish --set recommender.encoder.n_layers=1
         p2rec run -d beauty --dry-run
     """
     begun = time.monotonic()
@@ -67,14 +75,21 @@ def run(
         _dry_run(dataset, settings, store, stage=None, downstream=True, as_json=as_json)
         return
     opened = Store.open(store)
-    report = None if force else _nothing_to_do(dataset, settings, opened, begun)
+    report = None if force else _nothing_to_do(dataset, settings, opened, begun, publish)
     if report is None:
         quiet_prefect()
         from flows.pipeline import pipeline
         from flows.turns import WhenBusy
 
         with server_for_runs(), StageBars(enabled=not as_json) as bars, listening(bars):
-            values = pipeline(dataset=dataset, settings=settings, store=store, force=force, when_busy=WhenBusy.OVERLAP)
+            values = pipeline(
+                dataset=dataset,
+                settings=settings,
+                store=store,
+                force=force,
+                publish=publish,
+                when_busy=WhenBusy.OVERLAP,
+            )
         report = RunReport.from_json(values)
     _show(report, opened, as_json)
 
@@ -136,12 +151,15 @@ def _show(report: RunReport, store: Store, as_json: bool) -> None:
         print_report(report, store)
 
 
-def _nothing_to_do(dataset: str, settings: PipelineSettings, store: Store, begun: float) -> RunReport | None:
+def _nothing_to_do(
+    dataset: str, settings: PipelineSettings, store: Store, begun: float, publish: bool
+) -> RunReport | None:
     """Answer from the store where all is cached; a configured Prefect server sees every run, though."""
     if configured_server() is not None:
         return None
     slots, synthetic = prepared_slots(dataset, settings, store)
-    return cached_report(dataset, synthetic, list(plan(slots, store, {})), store, begun, settings.runtime)
+    planned = list(plan(slots, store, {}))
+    return cached_report(dataset, synthetic, planned, store, begun, settings.runtime, publish=publish)
 
 
 def _dry_run(

@@ -1,6 +1,7 @@
 """What the command line shows on a terminal: bars, tables, and where to go next."""
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -14,11 +15,16 @@ from rich.table import Table
 from flows.cli.tables import print_table
 from flows.report import RunReport
 from flows.summary import cold_note, label, language_model_note, metrics_rows
-from storage.artefacts import Store
+from storage.artefacts import DEFAULT_STORE, Store
 from tasks.plan import PlannedSlot
 
 _LINE_EVERY_S = 15.0
 """Seconds between two lines of progress where there is no terminal."""
+
+_CLUSTERS_QUERY = (
+    "SELECT item_id, cluster, n_train FROM item_clusters JOIN items USING (item_id) ORDER BY n_train DESC LIMIT 5"
+)
+_METRICS_QUERY = "SELECT method, variant, seen, metric, k, value FROM metrics WHERE split = 'test'"
 
 _STYLES = {"cached": "green", "computed": "yellow", "rebuilt": "red"}
 
@@ -84,15 +90,29 @@ def print_report(report: RunReport, store: Store) -> None:
     n_cached = sum(result.outcome == "cached" for result in report.results.values())
     console.print(f"\n{n_cached} of {len(report.results)} stages cached, {report.wall_s:.1f} s.", highlight=False)
     if report.snapshot is None:
-        console.print("The current snapshot was left as it was.", highlight=False)
+        console.print(
+            "The current snapshot was left as it was; what was computed is kept for later runs.",
+            highlight=False,
+            soft_wrap=True,
+        )
         return
     console.print(f"Snapshot {report.snapshot} of {label(report)} in {store.root}", highlight=False, soft_wrap=True)
+    of = f"-d {report.dataset}"
+    if store.root != DEFAULT_STORE.resolve():
+        of += f" --store {shlex.quote(str(store.root))}"
+    if report.before is not None:
+        console.print(
+            f"It is now the current one (before: {report.before}); back with `p2rec promote {report.before} {of}`.",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
     if report.pushed is not None:
         console.print(report.pushed, highlight=False, soft_wrap=True, markup=False)
     console.print("\nTry:", highlight=False)
+    query = _CLUSTERS_QUERY if "clusters" in report.results else _METRICS_QUERY
     console.print(
-        f"""  p2rec query -d {report.dataset} "SELECT item_id, cluster, n_train FROM item_clusters JOIN items """
-        f"""USING (item_id) ORDER BY n_train DESC LIMIT 5"\n  p2rec show -d {report.dataset}""",
+        f'  p2rec query {of} "{query}"\n  p2rec show {of}',
         highlight=False,
         markup=False,
         soft_wrap=True,

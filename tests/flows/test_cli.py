@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.report import RunReport
 from flows.server import free_port
+from storage.artefacts import Store
+from storage.snapshots import list_snapshots
 
 First = tuple[Path, RunReport]
 
@@ -120,6 +123,27 @@ def test_a_dry_run_says_what_would_be_computed_and_why(filled: Path, sets: list[
     assert "changed: n_clusters 12 → 9" in call.stdout
     assert "waits for clusters" in call.stdout
     assert "6 of 14 slots are cached" in call.stdout
+
+
+def test_a_run_may_leave_the_current_snapshot_alone_and_else_says_how_to_go_back(filled: Path, sets: list[str]) -> None:
+    base = ("run", "--store", filled, *sets, "--set", 'variants=["base"]')
+    tried = p2rec(*base, "--no-publish", PREFECT_HOME=str(filled / "none"))
+    assert tried.returncode == 0, tried.stderr
+    assert "sasrec Base" in tried.stdout
+    assert "The current snapshot was left as it was; what was computed is kept for later runs." in tried.stdout
+    assert list_snapshots(Store.open(filled), "sample")[-1].number == 1
+    published = p2rec(*base, PREFECT_HOME=str(filled / "none"))
+    assert published.returncode == 0, published.stderr
+    back = f"p2rec promote 1 -d sample --store {filled}"
+    assert f"It is now the current one (before: 1); back with `{back}`." in published.stdout
+    [query] = [line.strip() for line in published.stdout.splitlines() if line.startswith("  p2rec query ")]
+    answer = p2rec(*shlex.split(query)[1:])
+    assert answer.returncode == 0, answer.stderr
+    assert "sasrec\tbase\tkeep" in answer.stdout
+    assert p2rec(*shlex.split(back)[1:]).returncode == 0
+    again = p2rec("run", "--store", filled, *sets, "--json", PREFECT_HOME=str(filled / "none"))
+    report = json.loads(again.stdout)
+    assert (report["snapshot"], report["before"]) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,20 @@ def test_the_answer_without_prefect_equals_the_flows(filled: Path, small_setting
     }
 
 
+def test_a_run_that_publishes_nothing_leaves_the_snapshot_and_its_artefacts_are_reused(
+    filled: Path, small_settings: PipelineSettings
+) -> None:
+    evaluation = small_settings.evaluation.model_copy(update={"cutoffs": (3,)})
+    changed = small_settings.model_copy(update={"evaluation": evaluation})
+    report = RunReport.from_json(pipeline(dataset="sample", settings=changed, store=filled, publish=False))
+    assert report.snapshot is None
+    assert report.results["evaluation.no-learning"].outcome == "computed"
+    assert [snapshot.number for snapshot in list_snapshots(Store.open(filled), "sample")] == [1]
+    published = RunReport.from_json(pipeline(dataset="sample", settings=changed, store=filled))
+    assert set(outcomes(published).values()) == {"cached"}
+    assert (published.snapshot, published.before) == (2, 1)
+
+
 def test_another_recommender_leaves_the_stages_before_alone(filled: Path, small_settings: PipelineSettings) -> None:
     encoder = small_settings.recommender.encoder.model_copy(update={"n_layers": 1})
     recommender = small_settings.recommender.model_copy(update={"encoder": encoder})
