@@ -54,6 +54,13 @@ def show(
         p2rec show knowledge -d beauty
         p2rec show -d beauty --plan --set clusters.n_clusters=100
     """
+    given = {"--profile": profile is not Profile.CPU, "--recipe": recipe is not Recipe.DEFAULT}
+    given |= {"--config": config is not None, "--set": bool(assignments)}
+    of_the_run = ", ".join(option for option, is_given in given.items() if is_given)
+    if of_the_run and not planned:
+        raise SettingsError(f"Without --plan {of_the_run} would change nothing.", remedy="Add --plan, or leave it out.")
+    if planned and (slot is not None or snapshot is not None):
+        raise SettingsError("--plan is of a whole run from now on.", remedy="Leave out the slot and --snapshot.")
     opened = Store.open(store, create=False)
     if planned:
         settings = pipeline_settings(

@@ -212,6 +212,12 @@ def test_query_answers_from_the_snapshot(filled: Path, sql: str, parameters: lis
         assert sum(rows[0]["preference"]) == pytest.approx(1)
 
 
+def test_show_refuses_options_that_would_change_nothing(tmp_path: Path) -> None:
+    for words in (["--set", "foo=1"], ["--recipe", "paper"], ["--profile", "gpu"], ["--config", "x.toml"]):
+        failed(p2rec("show", *words, "--store", tmp_path), 2, f"Without --plan {words[0]} would change nothing.")
+    failed(p2rec("show", "knowledge", "--plan", "--store", tmp_path), 2, "--plan is of a whole run")
+
+
 def test_show_prints_sizes_lineage_and_facts(filled: Path) -> None:
     snapshot = p2rec("show", "--store", filled)
     assert snapshot.returncode == 0, snapshot.stderr
