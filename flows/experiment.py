@@ -57,7 +57,8 @@ def experiment(
     """Compute every cell of an experiment that is not in the store; interrupted, it goes on where it was.
 
     Args:
-        name: A built-in experiment, the path of a TOML file, or, with ``settings``, how to refer to these.
+        name: A built-in experiment, the path of a TOML file, the name of one that was run before, or, with
+            ``settings``, how to refer to these.
         settings: The experiment itself, instead of looking it up by name.
         datasets: Instead of the experiment's own.
         backbones: Instead of the experiment's own.
@@ -74,7 +75,7 @@ def experiment(
         CellsFailed: Some cells could not be computed; all others are in the store.
         P2RecError: The experiment is wrong as a whole.
     """
-    whole = settings or find_definition(name)
+    whole = settings or find_definition(name, store)
     part = whole.narrowed(datasets=datasets, backbones=backbones, arms=arms, seeds=seeds)
     opened = Store.open(store)
     try:

@@ -28,7 +28,9 @@ from storage.artefacts import MARKER, Store
 from tasks.experiments import Recorder, read_record, recorded
 from tasks.matrix_run import MatrixRun
 
-ExperimentName = Annotated[str, Parameter(help="A built-in experiment, or a TOML file; `p2rec experiment list`.")]
+ExperimentName = Annotated[
+    str, Parameter(help="A built-in experiment, one that was run before, or a TOML file; `p2rec experiment list`.")
+]
 ListOption = str | None
 DatasetsOption = Annotated[ListOption, Parameter(name="--datasets", help="Instead of its own, e.g. beauty,yelp.")]
 BackbonesOption = Annotated[ListOption, Parameter(name="--backbones", help="Instead of its own, e.g. sasrec,caser.")]
@@ -61,10 +63,11 @@ def run(
         p2rec experiment run sample
         p2rec experiment run table2 --datasets beauty --seeds 1
         p2rec experiment run table2 --seeds 1,2,3,4,5         # two more seeds; the others are reused
+        p2rec experiment run sample --set clusters.n_clusters=20 --as coarse
         p2rec experiment run my.toml --parallel 4 --dry-run
     """
     begun = time.monotonic()
-    whole = _definition(name, assignments, keep_as)
+    whole = _definition(name, assignments, keep_as, store)
     parts = _parts(datasets, backbones, arms, seeds)
     part = whole.narrowed(**parts)
     if dry_run:
@@ -95,10 +98,11 @@ def show(
 ) -> None:
     """Show which cells of an experiment are there, and how long the others would take.
 
-    Example:
+    Examples:
         p2rec experiment show table2 --datasets beauty
+        p2rec experiment show coarse                          # run before with --as coarse
     """
-    part = _definition(name, assignments, None).narrowed(**_parts(datasets, backbones, arms, seeds))
+    part = _definition(name, assignments, None, store).narrowed(**_parts(datasets, backbones, arms, seeds))
     _look_and_show(part, store, parallel, as_json)
 
 
@@ -179,9 +183,9 @@ def report(
         )
 
 
-def _definition(name: str, assignments: Sequence[str] | None, keep_as: str | None) -> ExperimentSettings:
+def _definition(name: str, assignments: Sequence[str] | None, keep_as: str | None, store: Path) -> ExperimentSettings:
     """The experiment with what the command line sets for all its cells."""
-    definition = find_definition(name)
+    definition = find_definition(name, store)
     settings = definition.settings | dict(map(assigned, assignments or ()))
     changed = {"settings": settings} | ({"name": keep_as} if keep_as is not None else {})
     return experiment_settings(definition.model_dump(mode="json") | changed, place=name)

@@ -43,7 +43,7 @@ def contents(store: Path) -> dict[str, tuple[int, bytes]]:
 @pytest.fixture(scope="module")
 def definition(small_assignments: list[str]) -> ExperimentSettings:
     """The built-in experiment on the sample, small, with an arm that cannot be computed."""
-    known = find_definition("sample")
+    known = find_definition("sample", Path("none"))
     values = known.model_dump() | {"name": "small", "settings": dict(map(assigned, small_assignments)), "seeds": [1]}
     values["arms"]["bad"] = {"variant": "p2rec", "settings": {"fusion.n_components": 4000}}
     return ExperimentSettings.model_validate(values)
@@ -168,7 +168,7 @@ def test_built_in_experiments_are_whole(tmp_path: Path, monkeypatch: pytest.Monk
                     definition.pipeline(dataset, arm, backbone=backbone, seed=1)
     assert len(Matrix(known["sample"], Store.open(tmp_path / "store")).cells) == 6
     with pytest.raises(SettingsError, match=r"no experiment 'tabel2' \(did you mean table2\? known: ablations"):
-        find_definition("tabel2")
+        find_definition("tabel2", tmp_path)
 
 
 def test_the_deployment_has_a_form(prefect_server: None) -> None:
@@ -276,6 +276,27 @@ def test_show_and_dry_run_tell_what_is_there_and_how_long_the_rest_takes(filled:
     assert values["n_unknown"] == 0
     assert values["seconds_left"] > 0
     assert "small: results of 3 of 4 cells" in call("experiment", "list", "--store", filled)[1]
+
+
+def test_an_experiment_that_was_run_is_known_by_its_name(filled: Path, file: Path, call: Call) -> None:
+    mine = ("--as", "mine", "--set", "fusion.smoothing=0.25", "--arms", "base")
+    status, _, err = call("experiment", "run", file, *mine, "--store", filled)
+    assert status == 0, err
+    file.unlink()
+    assert "mine: results of 1 of 1 cells" in call("experiment", "list", "--store", filled)[1]
+    status, out, err = call("experiment", "show", "mine", "--arms", "base", "--store", filled)
+    assert status == 0, err
+    assert "1 of 1 cells are cached" in out
+    status, out, err = call("experiment", "run", "mine", "--arms", "base", "--store", filled, "--json")
+    assert status == 0, err
+    assert json.loads(out)["outcomes"]["computed"] == 0
+    record = read_record(Store.open(filled), "mine")
+    assert record.origin == "mine"
+    assert record.settings.settings["fusion.smoothing"] == 0.25
+    status, _, message = call("experiment", "show", "mien", "--store", filled)
+    assert status == 2
+    assert "There is no experiment 'mien' (did you mean mine? known: ablations" in message
+    assert call("experiment", "show", "mine", "--store", filled.parent / "none")[0] == 2
 
 
 def test_a_report_is_made_of_what_is_there(filled: Path, tmp_path: Path, call: Call) -> None:
