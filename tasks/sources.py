@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from p2rec_core.errors import DataError, SettingsError, did_you_mean
 from p2rec_core.settings.data import IngestSettings
 from storage.artefacts import Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE, Progress, http_fetch, locate, locate_item_texts
-from storage.disk import make_directory, os_errors, replace_durably
+from storage.disk import make_directory, os_errors, replace_durably, sync_directory
 from storage.ingest.partitions import is_pattern, joined
 from storage.manifest import checked_name, digest_of, render_json
+from storage.snapshots import list_snapshots, snapshot_datasets
 
 _LAYOUT = frozenset({"format", "user_column", "item_column", "timestamp_column", "delimiter", "header"})
 """Settings of ingest that say how a file is to be read, and not what is made of it."""
+
+COUNTS = ("n_users", "n_items", "n_interactions")
+"""What is remembered of an import's statistics."""
 
 OFFLINE_VARIABLE = "P2REC_OFFLINE"
 """Any value other than 0 forbids downloads."""
@@ -169,8 +174,66 @@ def one_file(path: Path, ingest: IngestSettings, store: Store) -> Path:
     return joined(path, str(ingest.format), store.root / "downloads" / "joined", header=ingest.header)
 
 
-def register(store: Store, dataset: str, path: Path, ingest: IngestSettings, *, item_texts: Path | None = None) -> None:
-    """Remember an imported file, and that of its items' texts, under a name.
+def check_name(
+    store: Store, dataset: str, path: Path, ingest: IngestSettings, *, item_texts: Path | None = None
+) -> None:
+    """Make sure that a name does not stand for something else already; what filters rows may differ.
+
+    Args:
+        store: Where imports are registered.
+        dataset: The name.
+        path: What is to be imported under it.
+        ingest: How it is to be read.
+        item_texts: The items' texts.
+
+    Raises:
+        DataError: The name belongs to a known dataset, or another file, layout or texts were imported under it.
+        StoreError: The name is not allowed.
+    """
+    if dataset in DATASETS:
+        raise DataError(f"{dataset!r} is the name of a known dataset.", remedy="Choose another name.")
+    if not registration_path(store, dataset).exists():
+        return
+    try:
+        before = read_registration(store, dataset)
+    except DataError:
+        return  # an import is what mends it
+    read = IngestSettings.model_validate(before["ingest"])
+    was = {"file": before["path"]} | {name: getattr(read, name) for name in sorted(_LAYOUT)}
+    now = {"file": str(path.resolve())} | {name: getattr(ingest, name) for name in sorted(_LAYOUT)}
+    was["item texts"] = before.get("item_texts")
+    now["item texts"] = None if item_texts is None else str(item_texts.resolve())
+    changed = [f"{what} {_shown(was[what])} → {_shown(now[what])}" for what in now if was[what] != now[what]]
+    if changed:
+        raise DataError(
+            f"The name {dataset!r} was given to another import: {'; '.join(changed)}.",
+            remedy="Choose another name; or give --replace, so that the next run or refresh reads what it stands for "
+            "then. Its snapshots stay as they are.",
+        )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def register(
+    store: Store,
+    dataset: str,
+    path: Path,
+    ingest: IngestSettings,
+    *,
+    item_texts: Path | None = None,
+    counts: Mapping[str, Any] | None = None,
+) -> None:
+    """Remember an imported file, and that of its items' texts, under a name, instead of what was there.
+
+    Args:
+        store: Where to.
+        dataset: The name.
+        path: The file, the directory of partitions, or a pattern.
+        ingest: How it is read and filtered.
+        item_texts: The items' texts.
+        counts: What the import counted; the numbers of users, items and interactions are remembered.
 
     Raises:
         DataError: The name belongs to a known dataset.
@@ -185,9 +248,51 @@ def register(store: Store, dataset: str, path: Path, ingest: IngestSettings, *, 
     }
     if item_texts is not None:
         entry["item_texts"] = str(item_texts.resolve())
+    if counts is not None:
+        entry["counts"] = {name: counts[name] for name in COUNTS}
     with os_errors(target):
         make_directory(target.parent)
         replace_durably(target, render_json(entry | {"digest": digest_of(entry)}), scratch=store.staging)
+
+
+def unregister(store: Store, dataset: str, *, force: bool = False) -> str:
+    """Forget what was imported under a name. The file, snapshots and artefacts stay.
+
+    Args:
+        store: Where it is remembered.
+        dataset: The name.
+        force: Whether to do so even if there are snapshots of it, which nothing can bring up to date then.
+
+    Returns:
+        The path that it was imported from; empty if what is remembered is damaged.
+
+    Raises:
+        DataError: Nothing was imported under this name, or there are snapshots of it.
+        StoreError: It cannot be removed.
+    """
+    names = imported_datasets(store)
+    if dataset not in names:
+        known = " It is known, and cannot be removed." if dataset in DATASETS else ""
+        raise DataError(
+            f"There is no imported dataset {dataset!r}.{known}",
+            remedy=f"Choose one of {', '.join(names)}." if names else "There is none in this store.",
+        )
+    snapshots = list_snapshots(store, dataset) if dataset in snapshot_datasets(store) else []
+    if snapshots and not force:
+        raise DataError(
+            f"There are snapshots of {dataset!r} ({', '.join(str(made.number) for made in snapshots)}), which nothing "
+            "could bring up to date any more.",
+            remedy="Give --force to remove the name all the same. Snapshots and artefacts stay, and can be asked.",
+        )
+    path = registration_path(store, dataset)
+    try:
+        was = str(read_registration(store, dataset)["path"])
+    except DataError:
+        was = ""
+    with os_errors(path):
+        path.unlink()
+        sync_directory(path.parent)
+    return was
 
 
 def imported_datasets(store: Store) -> list[str]:
@@ -201,7 +306,7 @@ def registration_path(store: Store, dataset: str) -> Path:
 
 
 def read_registration(store: Store, dataset: str) -> dict[str, Any]:
-    """What ``register`` has remembered: ``path``, ``ingest`` and, where there are any, ``item_texts``.
+    """What ``register`` has remembered: ``path``, ``ingest`` and, where there are any, ``item_texts`` and ``counts``.
 
     Raises:
         DataError: It is damaged.
@@ -211,7 +316,7 @@ def read_registration(store: Store, dataset: str) -> dict[str, Any]:
         data = path.read_bytes()
     try:
         entry: dict[str, Any] = json.loads(data)
-        if not {"path", "ingest"} <= entry.keys() <= {"path", "ingest", "item_texts", "digest"}:
+        if not {"path", "ingest"} <= entry.keys() <= {"path", "ingest", "item_texts", "counts", "digest"}:
             raise ValueError("it has other fields")
         # what was imported before there was a digest has none
         if "digest" in entry and (render_json(entry) != data or digest_of(entry) != entry["digest"]):

@@ -93,11 +93,12 @@ experiment_app.command("flows.cli.experiment:show", name="show", help="Show whic
 experiment_app.command("flows.cli.experiment:list_experiments", name="list", help="List experiments.")
 app.command(experiment_app)
 
-data_app = App(name="data", help="Datasets: list, fetch, describe, import.")
+data_app = App(name="data", help="Datasets: list, fetch, describe, import, remove.")
 data_app.command("flows.cli.data:list_datasets", name="list", help="List known and imported datasets.")
 data_app.command("flows.cli.data:fetch", name="fetch", help="Find or download a known dataset and verify it.")
 data_app.command("flows.cli.data:describe", name="describe", help="Statistics of a dataset.")
 data_app.command("flows.cli.data:import_file", name="import", help="Check a file of interactions and give it a name.")
+data_app.command("flows.cli.data:remove", name="remove", help="Forget the name of an imported dataset.")
 app.command(data_app)
 
 

@@ -1,4 +1,4 @@
-"""``p2rec data``: list, fetch, describe, import."""
+"""``p2rec data``: list, fetch, describe, import, remove."""
 
 import json
 import os
@@ -8,34 +8,44 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
 from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars
-from p2rec_core.errors import SettingsError
+from p2rec_core.errors import DataError, SettingsError
 from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
 from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings
 from storage.artefacts import MARKER, Store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE
 from storage.ingest.item_text import read_item_texts
 from tasks.ingest import ingest_call
-from tasks.sources import find_source, imported_datasets, one_file, register
+from tasks.sources import (
+    COUNTS,
+    check_name,
+    find_source,
+    imported_datasets,
+    one_file,
+    read_registration,
+    register,
+    unregister,
+)
 from tasks.stage import StageResult, run_stage
 
 
 def list_datasets(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
-    """List known datasets and those imported into the store.
+    """List known datasets and those imported into the store, with the numbers of the import.
 
     Example:
         p2rec data list --store elsewhere
     """
     directory = os.environ.get(DIRECTORY_VARIABLE)
-    imported = imported_datasets(Store.open(store, create=False)) if (store.expanduser() / MARKER).exists() else []
+    imported = _imported(Store.open(store, create=False)) if (store.expanduser() / MARKER).exists() else []
     if as_json:
-        counts = ("name", "title", "n_users", "n_items", "n_interactions", "synthetic")
+        counts = ("name", "title", *COUNTS, "synthetic")
         rows = [{count: getattr(known, count) for count in counts} | {"imported": False} for known in DATASETS.values()]
-        rows += [{"name": name, "imported": True} for name in imported]
+        rows += imported
         sys.stdout.write(json.dumps({"datasets": rows, "directory": directory}, ensure_ascii=False) + "\n")
         return
     table = Table("dataset", "users", "items", "interactions", "what it is", title_justify="left")
@@ -47,14 +57,34 @@ def list_datasets(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = F
             f"{known.n_interactions:,}",
             f"{known.title}{' (synthetic)' if known.synthetic else ''}",
         )
-    for name in imported:
-        table.add_row(name, "", "", "", "imported")
+    for row in imported:
+        numbers = ["" if row[name] is None else f"{row[name]:,}" for name in COUNTS]
+        origin = row["damaged"] or f"imported from {row['path']}"
+        texts = f", with texts of {row['item_texts']}" if row["item_texts"] else ""
+        table.add_row(row["name"], *numbers, escape(f"{origin}{texts}"))
     print_table(table, markup=True)
     Console().print(
         f"{DIRECTORY_VARIABLE} = {directory}" if directory else f"{DIRECTORY_VARIABLE} is not set",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _imported(store: Store) -> list[dict[str, Any]]:
+    """What is remembered of every import; ``damaged`` says why there is nothing."""
+    rows = []
+    for name in imported_datasets(store):
+        entry: dict[str, Any] = {}
+        damaged = None
+        try:
+            entry = read_registration(store, name)
+        except DataError as error:
+            damaged = error.problem
+        row = {"name": name, "imported": True, "damaged": damaged}
+        row |= {"path": entry.get("path"), "item_texts": entry.get("item_texts")}
+        # what was imported before they were remembered has no numbers
+        rows.append(row | {count: entry.get("counts", {}).get(count) for count in COUNTS})
+    return rows
 
 
 def fetch(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = False) -> None:
@@ -136,10 +166,16 @@ def import_file(
         Path | None,
         Parameter(name="--item-texts", help=".tsv or .csv of the items' texts: identifier first, then words."),
     ] = None,
+    replace: Annotated[
+        bool, Parameter(name="--replace", negative="", help="Give the name to this import, whatever it stood for.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
     """Check a file of interactions, import it and give it a name for `p2rec run --dataset NAME`.
+
+    A name that stands for another file, layout or texts is not given away unless by --replace. What filters rows may
+    change.
 
     Examples:
         p2rec data import clicks.csv --name clicks --config clicks.toml
@@ -163,11 +199,37 @@ def import_file(
     }
     settings = _import_settings(path, config, {name: value for name, value in options.items() if value is not None})
     opened = Store.open(store)
+    if not replace:
+        check_name(opened, name, path, settings, item_texts=item_texts)
     result = _ingest(one_file(path, settings, opened), settings, opened, as_json)
     if item_texts is not None:
         _check_item_texts(item_texts, result, opened)
-    register(opened, name, path, settings, item_texts=item_texts)
+    register(opened, name, path, settings, item_texts=item_texts, counts=result.info["counts"])
     _print_statistics(name, result, as_json)
+
+
+def remove(
+    name: Annotated[str, Parameter(help="Name of an imported dataset.")],
+    /,
+    *,
+    force: Annotated[
+        bool,
+        Parameter(name="--force", negative="", help="Even if there are snapshots, which then cannot be refreshed."),
+    ] = False,
+    store: StoreOption = DEFAULT_STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget what was imported under a name. The file and the snapshots stay; artefacts stay until `p2rec gc`.
+
+    Example:
+        p2rec data remove clicks
+    """
+    path = unregister(Store.open(store, create=False), name, force=force)
+    if as_json:
+        sys.stdout.write(json.dumps({"dataset": name, "path": path or None}, ensure_ascii=False) + "\n")
+        return
+    origin = f", which was imported from {path}" if path else ""
+    Console().print(f"Removed {name}{origin}.", highlight=False, soft_wrap=True, markup=False)
 
 
 def _import_settings(path: Path, config: Path | None, options: dict[str, Any]) -> IngestSettings:

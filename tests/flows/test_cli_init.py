@@ -16,7 +16,9 @@ from p2rec_core.errors import P2RecError
 from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.pipeline import pipeline_settings
 from storage.artefacts import Store
-from tasks.sources import find_source
+from storage.snapshots import publish_snapshot, read_snapshot
+from tasks.arrays import learning_curve
+from tasks.sources import find_source, registration_path
 
 
 class Answer(NamedTuple):
@@ -106,7 +108,8 @@ def test_a_file_with_semicolons_is_recognised_and_imported(p2rec):
     assert call.returncode == 0, call.stderr
     assert tomllib.loads(Path("other.toml").read_text())["ingest"]["delimiter"] == ";"
     assert p2rec("p2rec data import other.csv --name other -c other.toml").returncode == 0
-    assert p2rec("p2rec data import other.csv --name other -c other.toml --delimiter '|'").returncode == 3
+    wrong = p2rec("p2rec data import other.csv --name other -c other.toml --delimiter '|'")
+    assert (wrong.returncode, "delimiter ; → |" in wrong.stderr) == (3, True)
     call = p2rec("p2rec run -d other --dry-run --set ingest.delimiter=,")
     assert "was imported with ';'" in call.stderr
     assert p2rec("p2rec init other.csv --name x --delimiter ab").returncode == 2
@@ -182,6 +185,61 @@ def test_options_of_an_import_go_before_its_configuration(p2rec):
     store = Store.open(Path(".p2rec"))
     remembered = find_source("clicks", store).ingest_settings(IngestSettings())
     assert (remembered.min_user_interactions, remembered.min_item_interactions) == (3, 5)
+
+
+def test_a_name_is_not_given_to_another_import_in_silence(p2rec):
+    for name in ("clicks", "other"):
+        Path(f"{name}.csv").write_text(Path("clicks.csv").read_text())
+        assert p2rec(f"p2rec init {name}.csv").returncode == 0
+    Path("words.tsv").write_text("item\twords\n" + "".join(f"i{n}\titem {n}\n" for n in range(8)))
+    texts = "--item-texts words.tsv"
+    assert p2rec(f"p2rec data import clicks.csv --name clicks -c clicks.toml {texts}").returncode == 0
+    assert p2rec(f"p2rec data import clicks.csv --name clicks -c clicks.toml {texts}").returncode == 0
+    filtered = f"p2rec data import clicks.csv --name clicks -c clicks.toml {texts} --min-user-interactions 3"
+    assert p2rec(filtered).returncode == 0
+    call = p2rec("p2rec data import other.csv --name clicks -c clicks.toml --timestamp-column none")
+    assert call.returncode == 3
+    here = Path.cwd()
+    for words in (
+        f"file {here}/clicks.csv → {here}/other.csv",
+        "timestamp_column time → none",
+        f"item texts {here}/words.tsv → none",
+        "--replace",
+    ):
+        assert words in call.stderr
+    assert "min_user" not in call.stderr
+    store = Store.open(Path(".p2rec"))
+    assert find_source("clicks", store).texts is not None
+    assert p2rec("p2rec data import other.csv --name clicks -c other.toml --replace").returncode == 0
+    assert find_source("clicks", store).path == here / "other.csv"
+    assert find_source("clicks", store).texts is None
+    assert "known dataset" in p2rec("p2rec data import other.csv --name beauty -c other.toml").stderr
+
+
+def test_what_was_imported_is_listed_and_can_be_forgotten(p2rec):
+    p2rec("p2rec init clicks.csv")
+    p2rec("p2rec data import clicks.csv --name clicks -c clicks.toml")
+    [row] = [row for row in json.loads(p2rec("p2rec data list --json").stdout)["datasets"] if row["imported"]]
+    assert row["path"] == str(Path("clicks.csv").resolve())
+    assert (row["n_users"], row["n_items"], row["n_interactions"], row["item_texts"]) == (8, 8, 48, None)
+    assert str(Path("clicks.csv").resolve()) in p2rec("p2rec data list").stdout.replace("\n", "")
+    store = Store.open(Path(".p2rec"))
+    with store.write("ingest", "k1", settings={}, inputs={}, fingerprint="f" * 32) as writer:
+        writer.table("history", learning_curve([(1, "loss", 3.5)]))
+        made = writer.publish({}, 1.0).ref()
+    publish_snapshot(store, "clicks", {"ingest": made}, {})
+    call = p2rec("p2rec data remove clicks")
+    assert (call.returncode, "There are snapshots of 'clicks' (1)" in call.stderr) == (3, True)
+    assert p2rec("p2rec data remove clicks --force").returncode == 0
+    assert read_snapshot(store, "clicks").number == 1
+    assert Path("clicks.csv").exists()
+    call = p2rec("p2rec data remove clicks")
+    assert (call.returncode, "There is no imported dataset 'clicks'" in call.stderr) == (3, True)
+    assert "cannot be removed" in p2rec("p2rec data remove beauty").stderr
+    p2rec("p2rec data import clicks.csv --name clicks -c clicks.toml")
+    registration_path(store, "clicks").write_text("{}")
+    assert "is damaged" in p2rec("p2rec data list").stdout.replace("\n", " ")
+    assert p2rec("p2rec data import clicks.csv --name clicks -c clicks.toml").returncode == 0
 
 
 def test_a_run_may_filter_otherwise_but_not_read_otherwise(p2rec):
