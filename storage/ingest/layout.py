@@ -236,10 +236,14 @@ def _missing(where: str, names: Sequence[str], name: str, columns: Columns, *, h
     near = {candidate.lower(): candidate for candidate in names}
     guess = difflib.get_close_matches(name.lower(), list(near), n=1, cutoff=0.5)
     hint = f" Did you mean {near[guess[0]]!r}?" if guess else ""
-    how = "by its position" if headless else "as the file does"
-    remedy = f"Name the column {how}."
-    if name == columns.timestamp:
-        remedy = f"Name the column {how}, or set timestamp_column to null to keep the file's order."
+    kind = "user" if name == columns.user else "item" if name == columns.item else "timestamp"
+    how = f"{'by its position' if headless else 'as the file does'} with --{kind}-column"
+    remedy = f"Name the column {how} (ingest.{kind}_column); `p2rec init` finds the usual names by itself."
+    if kind == "timestamp":
+        remedy = (
+            f"Name the column {how}, or set timestamp_column to null (--timestamp-column none) to keep the "
+            "file's order."
+        )
     listed = ", ".join(map(repr, names[:30]))
     return DataError(f"{where}: there is no column {name!r}; there are {listed}.{hint}", remedy=remedy)
 

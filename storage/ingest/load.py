@@ -12,38 +12,13 @@ from storage.ingest.dates import date_columns
 from storage.ingest.engine import Engine, open_engine
 from storage.ingest.layout import FORMATS, MAX_ID_BYTES, PLAIN, Columns, Dialect, Layout, check_dialect
 from storage.ingest.records import CLEAN, parquet_records, text_records
+from storage.ingest.rejects import SHOWN_CHARACTERS, judge, rejects_of
 from storage.ingest.source import TextSource, check_file, sha256_of
 from storage.ingest.timestamps import reject_bad_times
 
-SHOWN_CHARACTERS = 200
-
-REASONS = {
-    "bad_quoting": "text follows a closing quote: double every literal quote",
-    "comment": "comments are not part of the format: remove the line",
-    "decimal_comma_timestamp": "write the number with a point and without separators of thousands",
-    "empty_item": "the item id is empty",
-    "empty_timestamp": "the timestamp is empty",
-    "empty_user": "the user id is empty",
-    "id_too_long": f"an id is longer than {MAX_ID_BYTES} bytes",
-    "invalid_date": "the timestamp is no date, though the file's others are dates in ISO 8601",
-    "infinite_timestamp": "the timestamp is infinite",
-    "long_row": "more fields than the header has",
-    "nan_timestamp": "the timestamp is not a number (NaN)",
-    "newline_in_id": "an id holds a line end",
-    "nul_byte": "the row holds a NUL byte",
-    "repeated_header": "the header again: files were concatenated",
-    "short_row": "fewer fields than the header has",
-    "text_timestamp": "the timestamp is text: write numbers, for example Unix seconds, or ISO 8601 dates throughout",
-    "timestamp_out_of_range": "the timestamp lies outside first_day to last_day, else outside 1970 to 2099, in the "
-    "unit of the others",
-}
-"""Reason code → what it means."""
-
-REJECTS = pa.schema([("line", pa.int64()), ("reason", pa.string()), ("content", pa.string())])
-
 _CREATE = (
     "CREATE TABLE raw(line BIGINT, k BIGINT, user_id VARCHAR, item_id VARCHAR, stamp DOUBLE)",
-    "CREATE TABLE rejects(line BIGINT, reason VARCHAR, content VARCHAR)",
+    "CREATE TABLE rejects(line BIGINT, reason VARCHAR, content VARCHAR, value VARCHAR)",
     "CREATE TABLE tally(n_rows BIGINT, n_trimmed BIGINT, n_itemless BIGINT, n_zoneless BIGINT)",
 )
 
@@ -167,11 +142,6 @@ def read_interactions(
         return RawInteractions(interactions, rejects_of(engine), loaded.n_rows, loaded.notices, loaded.sha256)
 
 
-def rejects_of(engine: Engine) -> pa.Table:
-    """Hand out the rejected rows in file order, schema ``REJECTS``."""
-    return engine.arrow("SELECT line, reason, content FROM rejects ORDER BY line").cast(REJECTS)
-
-
 def load(
     engine: Engine,
     path: Path,
@@ -240,7 +210,7 @@ def load(
         int(value or 0) for value in engine.rows("SELECT sum(n_rows), sum(n_trimmed), sum(n_itemless) FROM tally")[0]
     )
     n_rejected = engine.number("SELECT count(*) FROM rejects")
-    _judge(engine, path, n_rows=n_rows, n_rejected=n_rejected, on_error=on_error, max_rejected=max_rejected)
+    judge(engine, path, n_rows=n_rows, n_rejected=n_rejected, on_error=on_error, max_rejected=max_rejected)
     if n_trimmed:
         notices.append(f"White space around ids was removed in {n_trimmed} rows.")
     if n_itemless:
@@ -285,7 +255,7 @@ def _stage_sequences(engine: Engine) -> None:
         WITH cut AS (
             SELECT line, text, string_split_regex(trim(text, ' \t\f\v'), '[ \t\f\v]+') AS tokens FROM batch
         )
-        SELECT line, tokens, CASE
+        SELECT line, tokens, NULL::VARCHAR AS value, CASE
             WHEN contains(text, chr(0)) THEN 'nul_byte'
             WHEN strlen(text) > {MAX_ID_BYTES} AND list_max(list_transform(tokens, lambda t: strlen(t)))
                 > {MAX_ID_BYTES} THEN 'id_too_long'
@@ -310,7 +280,7 @@ def _stage_sequences(engine: Engine) -> None:
 def _stage_delimited(engine: Engine, layout: Layout) -> None:
     """Cut rows at the delimiter, or take the fields that the reader of quotes has cut."""
     has_time, reasons = layout.timestamp is not None, _DATE_REASONS if layout.dated else _TIME_REASONS
-    stamp = "trim(fields[$stamp], ' \t')" if has_time else "NULL"
+    stamp = "trim(fields[$stamp], ' \t')" if has_time else "NULL::VARCHAR"
     named = "user_id = $user_name AND item_id = $item_name" if layout.header else "false"
     parameters: dict[str, object] = {
         "delimiter": layout.delimiter,
@@ -333,7 +303,7 @@ def _stage_delimited(engine: Engine, layout: Layout) -> None:
                 strlen(user_id) < strlen(fields[$user]) OR strlen(item_id) < strlen(fields[$item]) AS trimmed
             FROM cut
         )
-        SELECT line, user_id, item_id, stamp, trimmed, zoneless, CASE
+        SELECT line, user_id, item_id, stamp, trimmed, zoneless, stamp_text AS value, CASE
             WHEN len(fields) = 0 THEN 'bad_quoting'
             WHEN contains(text, chr(0)) THEN 'nul_byte'
             WHEN {named} THEN 'repeated_header'
@@ -373,7 +343,7 @@ def _stage_columns(engine: Engine, *, timed: bool, dated: bool) -> None:
                 strlen(user_id) < strlen("user") OR strlen(item_id) < strlen(item) AS trimmed
             FROM batch
         )
-        SELECT line, user_id, item_id, stamp, trimmed, zoneless,
+        SELECT line, user_id, item_id, stamp, trimmed, zoneless, stamp_text AS value,
             CASE {_ID_REASONS} {reasons if timed else ""} END AS reason,
             CASE WHEN reason IS NOT NULL THEN concat_ws(', ', user_id, item_id, stamp_text) END
             AS text
@@ -403,34 +373,7 @@ def _keep(engine: Engine) -> None:
 
 def _keep_rejects(engine: Engine) -> None:
     engine.run(
-        f"""INSERT INTO rejects SELECT line, reason, replace(left(text, {SHOWN_CHARACTERS}), chr(0), '\\0')
+        f"""INSERT INTO rejects
+        SELECT line, reason, replace(left(text, {SHOWN_CHARACTERS}), chr(0), '\\0'), left(value, {SHOWN_CHARACTERS})
         FROM staged WHERE reason IS NOT NULL"""
     )
-
-
-def _judge(engine: Engine, path: Path, *, n_rows: int, n_rejected: int, on_error: str, max_rejected: float) -> None:
-    """Stop if there is nothing, or too much that cannot be read."""
-    if n_rejected and (on_error == "strict" or n_rejected > max_rejected * n_rows):
-        raise _rejected(engine, path, n_rows, n_rejected, on_error, max_rejected)
-    if engine.number("SELECT count(*) FROM raw") == 0:
-        what = "no rows below its header" if n_rows == 0 else "no usable row"
-        raise DataError(f"{path} holds no interactions: {what}.", remedy="Check the export that wrote it.")
-
-
-def _rejected(
-    engine: Engine, path: Path, n_rows: int, n_rejected: int, on_error: str, max_rejected: float
-) -> DataError:
-    table = engine.rows(
-        """SELECT reason, count(*), list(line ORDER BY line)[1:5], arg_min(content, line)
-        FROM rejects GROUP BY reason ORDER BY min(line), reason"""
-    )
-    rows = [f"{'reason':<24} {'rows':>8}  first lines; first row; meaning"]
-    for reason, count, lines, content in table:
-        shown = content if len(content) <= 60 else content[:60] + "…"
-        rows.append(f"{reason:<24} {count:>8}  {', '.join(map(str, lines))}; {shown!r}; {REASONS[reason]}")
-    allowed = "" if on_error == "strict" else f", more than max_rejected = {max_rejected:g} allows"
-    remedy = "Mend these rows, or set on_error to 'quarantine' to set them aside."
-    if on_error == "quarantine":
-        remedy = "Mend these rows, or raise max_rejected if they may be lost."
-    listing = "\n".join(rows)
-    return DataError(f"{path}: {n_rejected} of {n_rows} rows cannot be read{allowed}.\n{listing}\n", remedy=remedy)

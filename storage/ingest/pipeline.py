@@ -14,8 +14,9 @@ from p2rec_core.errors import DataError
 from storage.ingest.engine import Engine, open_engine
 from storage.ingest.kcore import k_core, largest_core
 from storage.ingest.layout import Columns, Dialect
-from storage.ingest.load import REJECTS, load, rejects_of
+from storage.ingest.load import load
 from storage.ingest.lookalikes import lookalike_notices
+from storage.ingest.rejects import REJECTS, rejects_of
 from storage.ingest.statistics import Count, Description
 
 INTERACTIONS = pa.schema(

@@ -53,8 +53,8 @@ def reject_bad_times(
         outside = f"stamp < {low!r} OR stamp >= {high!r}"
         engine.run(
             f"""INSERT INTO rejects
-            SELECT line, 'timestamp_out_of_range', concat_ws(', ', user_id, item_id, stamp) FROM raw
-            WHERE {outside}"""
+            SELECT line, 'timestamp_out_of_range', concat_ws(', ', user_id, item_id, stamp), stamp::VARCHAR
+            FROM raw WHERE {outside}"""
         )
         engine.run(f"DELETE FROM raw WHERE {outside}")
     elif first_day is not None or last_day is not None:

@@ -60,6 +60,9 @@ ARCHIVE = gzip.compress(GOOD.encode())
             "no column 'user_id'; there are 'user', 'item_id', 'timestamp'. Did you mean 'user'?",
             id="38-missing",
         ),
+        pytest.param(
+            "user,item_id\nu,i\n", {}, "as the file does with --user-column (ingest.user_column)", id="38-option"
+        ),
         pytest.param("User_ID,item_id,timestamp\nu,i,1\n", {}, "Did you mean 'User_ID'?", id="38-case"),
         pytest.param("user_id,item_id\nu,i\n", {}, "set timestamp_column to null", id="38-no-timestamp"),
         pytest.param("user_id;item_id;timestamp\nu;i;1\n", {}, "separated by ';'", id="41-semicolon"),

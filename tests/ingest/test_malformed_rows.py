@@ -63,6 +63,29 @@ def test_quarantine_stops_above_its_bound(put, read):
     assert "raise max_rejected" in e.value.remedy
 
 
+@pytest.mark.parametrize("on_error", ["strict", "quarantine"])
+@pytest.mark.parametrize(
+    ("header", "row", "words"),
+    [
+        (
+            HEADER,
+            "u{0},i1,{0} Nov",
+            "Line 2 has '0 Nov' in that column, expected a number such as 1700000000, or a date",
+        ),
+        (HEADER, 'u{0},i1,"1700000000,{0}"', "Line 2 has '1700000000,0' in that column, expected a number such as"),
+        (HEADER, "u{0},i1,", "Line 2 has '' in that column"),
+        (HEADER, "u{0},i1", "Look at line 2, 'u0,i1': fewer fields than the header has"),
+    ],
+    ids=["text", "decimal-comma", "empty", "short"],
+)
+def test_where_hardly_any_row_can_be_read_the_remedy_is_not_to_lose_them(put, read, on_error, header, row, words):
+    with pytest.raises(DataError) as caught:
+        read(put(header + "".join(row.format(n) + "\n" for n in range(20))), on_error=on_error)
+    assert words in caught.value.remedy
+    assert "quarantine" not in caught.value.remedy
+    assert "max_rejected" not in caught.value.remedy
+
+
 def test_a_file_of_rejects_holds_no_interactions(put, read):
     with pytest.raises(DataError, match="no usable row"):
         read(put(HEADER + "u,i,x\n"), on_error="quarantine", max_rejected=1)
