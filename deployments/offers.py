@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 from prefect import Flow, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.exceptions import PrefectException
 from prefect.utilities.callables import parameter_schema
 
 from flows.forms import known_datasets, recorded_experiments
@@ -55,7 +56,7 @@ class Offers:
             time.sleep(LOOKED_AT_EVERY_S)
             try:
                 self.look()
-            except (httpx.HTTPError, P2RecError, OSError, RuntimeError) as error:  # it is tried again
+            except (httpx.HTTPError, PrefectException, P2RecError, OSError, RuntimeError) as error:  # it is tried again
                 logging.getLogger(__name__).warning("the forms could not be brought up to date: %s", error)
                 time.sleep(_AGAIN_S)
 
