@@ -4,6 +4,7 @@ import contextlib
 import glob
 import gzip
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -93,16 +94,22 @@ def is_pattern(path: Path) -> bool:
     return not path.exists() and glob.has_magic(str(path))
 
 
+def _literal(pattern: Path) -> Path:
+    """The directories of a pattern before the first part that is none by itself."""
+    return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+
+
 def _partitions(directory: Path) -> list[Path]:
     with os_errors(directory):
         if is_pattern(directory):
-            found = [Path(name) for name in glob.glob(str(directory), recursive=True) if Path(name).is_file()]
+            root, matches = _literal(directory), [Path(name) for name in glob.glob(str(directory), recursive=True)]
         else:
-            found = [
-                path
-                for path in directory.rglob("*")
-                if path.is_file() and not any(p.startswith((".", "_")) for p in path.relative_to(directory).parts)
-            ]
+            root, matches = directory, list(directory.rglob("*"))
+        found = [
+            path
+            for path in matches
+            if path.is_file() and not any(p.startswith((".", "_")) for p in path.relative_to(root).parts)
+        ]
     if not found:
         raise DataError(
             f"The {'pattern' if is_pattern(directory) else 'directory'} {directory} holds no partition.",

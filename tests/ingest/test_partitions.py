@@ -156,6 +156,19 @@ def test_a_partition_that_changes_while_it_is_joined_is_refused(days, place, mon
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.parametrize("pattern", ["*.csv", "**/*.csv", "*/*.csv", "[!x]*.csv"])
+def test_what_is_hidden_or_not_finished_is_left_out_of_a_pattern_too(tmp_path, place, pattern):
+    days = tmp_path / "_landing" / "days"
+    (days / "day=1").mkdir(parents=True)
+    (days / "_temporary").mkdir()
+    header = "user_id,item_id\n"
+    for name in ("1.csv", "day=1/1.csv"):
+        (days / name).write_text(header + "a,x\n")
+    for name in ("_2.csv", ".3.csv", "_temporary/4.csv", "day=1/_5.csv"):
+        (days / name).write_text(header + "half,w")
+    assert set(joined(days / pattern, "csv", place).read_text().splitlines()) == {"user_id,item_id", "a,x"}
+
+
 def test_a_pattern_is_what_it_matches(days, place, tmp_path):
     """Row 55: a glob is read as one file, and refused with a difference where its files do not agree."""
     from p2rec_core.settings.data import IngestSettings
