@@ -55,9 +55,9 @@ def pipeline(
     begun = time.monotonic()
     opened = Store.open(store)
     chosen = settled(dataset, settings, profile, recipe)
-    slots, synthetic = prepared_slots(dataset, chosen, opened)
     try:
         with turn(opened, [dataset], when_busy):
+            slots, synthetic = prepared_slots(dataset, chosen, opened)  # with the files as they are now, after a wait
             results = _run(slots, opened, chosen, forced={slot.name for slot in slots} if force else set())
             return _finish(dataset, synthetic, results, opened, chosen.runtime, begun, publish=publish)
     except NotOurTurn as reason:
@@ -96,11 +96,11 @@ def rerun_stage(
     begun = time.monotonic()
     opened = Store.open(store)
     whole = settled(dataset, settings, profile, recipe)
-    slots, synthetic = prepared_slots(dataset, whole, opened)
-    chosen = chosen_slots(slots, stage)
-    forced = chosen if force else set()
     try:
         with turn(opened, [dataset], when_busy):
+            slots, synthetic = prepared_slots(dataset, whole, opened)
+            chosen = chosen_slots(slots, stage)
+            forced = chosen if force else set()
             if with_downstream:
                 results = _run(slots, opened, whole, forced=forced)
                 return _finish(dataset, synthetic, results, opened, whole.runtime, begun, publish=True)

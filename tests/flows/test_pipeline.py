@@ -1,10 +1,13 @@
 """The flows on a real Prefect server: what runs, what is reused, and what a person sees."""
 
+import contextlib
 import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.artifacts import Artifact
@@ -18,12 +21,15 @@ from flows.prepare import cached_report, prepared_slots
 from flows.report import RunReport
 from flows.schedules import Schedule, read_schedules
 from flows.tidying import gc
-from flows.turns import SKIPPED, WhenBusy
+from flows.turns import SKIPPED, WhenBusy, turn
 from p2rec_core.errors import DataError, SettingsError
+from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
 from storage.artefacts import Store
+from storage.sample import generate_sample
 from storage.snapshots import list_snapshots, read_snapshot
 from tasks.plan import plan
+from tasks.sources import register
 
 First = tuple[Path, RunReport]
 
@@ -294,6 +300,39 @@ def test_garbage_is_collected_by_a_flow_and_told_as_an_artifact(filled: Path) ->
 def test_a_schedule_of_the_collection_keeps_a_snapshot_at_least() -> None:
     with pytest.raises(SettingsError, match="keep_last"):
         deployments([Schedule(deployment="gc", interval_s=60, parameters={"keep_last": 0})])
+
+
+def test_a_run_that_waited_for_its_turn_reads_the_files_as_they_are_then(
+    filled: Path, tmp_path: Path, small_settings: PipelineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had looked before it waited, and computed of what was no longer the newest."""
+    days = tmp_path / "days"
+    days.mkdir()
+    lines = generate_sample(n_users=120, n_items=40, n_categories=4).text().splitlines(keepends=True)
+    (days / "1.csv").write_text("user_id,item_id\n" + _rows(lines[:60]))
+    settings = small_settings.model_copy(update={"ingest": IngestSettings(format="csv", timestamp_column=None)})
+    register(Store.open(filled), "days", days, settings.ingest)
+    arriving = {"2.csv": "user_id,item_id\n" + _rows(lines[60:]), "3.csv": "user,item\na,x\n"}
+
+    @contextlib.contextmanager
+    def waited(*args: Any) -> Iterator[None]:
+        name, content = arriving.popitem()
+        (days / name).write_text(content)
+        with turn(*args):
+            yield
+
+    monkeypatch.setattr("flows.pipeline.turn", waited)
+    with pytest.raises(DataError, match=r"3\.csv has the columns user, item"):
+        pipeline(dataset="days", settings=settings, store=filled)
+    (days / "3.csv").unlink()
+    report = rerun_stage(dataset="days", stage="ingest", settings=settings, store=filled, with_downstream=False)
+    ingest = Store.open(filled).load(RunReport.from_json(report).results["ingest"].ref)
+    assert ingest.files["users"].rows == 120
+
+
+def _rows(lines: list[str]) -> str:
+    """Lines of a user and its items as rows of a user and an item."""
+    return "".join(f"{user},{item}\n" for user, *items in map(str.split, lines) for item in items)
 
 
 def test_a_run_is_skipped_while_another_works_on_its_dataset(filled: Path, small_settings: PipelineSettings) -> None:
