@@ -146,7 +146,14 @@ def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | N
                 "text",
                 "embed the items' texts",
                 ("ingest",),
-                lambda refs: text_call(lm, texts.path, texts.columns, ingest=refs["ingest"], seed=finetune.seed),
+                lambda refs: text_call(
+                    lm,
+                    texts.path,
+                    texts.columns,
+                    ingest=refs["ingest"],
+                    seed=finetune.seed,
+                    normalise_ids=settings.ingest.normalise_ids,
+                ),
             ),
         )
     for variant in settings.variants:
@@ -227,6 +234,7 @@ def probe_slots(settings: PipelineSettings, texts: TextFile | None) -> list[Slot
                 text=refs[beside] if beside else None,
                 seed=settings.recommender.training.seed,
                 item_texts=None if texts is None else texts.path,
+                normalise_ids=settings.ingest.normalise_ids,
             ),
         )
     ]

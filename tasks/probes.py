@@ -21,6 +21,7 @@ def probe_call(
     text: ArtefactRef | None = None,
     seed: int,
     item_texts: Path | None = None,
+    normalise_ids: bool = False,
 ) -> StageCall:
     """The probes of one matrix of knowledge embeddings, as the recommender's item table gets it.
 
@@ -33,6 +34,7 @@ def probe_call(
         text: Embeddings of the items' texts that stand beside it; None where none do.
         seed: Seed of the recommender's training, which noise is drawn from.
         item_texts: The table of items' texts; read only where it has a column of categories.
+        normalise_ids: Whether identifiers of that table are brought into composed form, as the catalogue's were.
 
     Raises:
         DataError: The table of items' texts cannot be read.
@@ -47,12 +49,15 @@ def probe_call(
     categories = item_texts if item_texts is not None and has_categories(item_texts) else None
 
     def compute(context: StageContext) -> dict[str, Any]:
-        return _probe(context, fusion, seed, categories)
+        return _probe(context, fusion, seed, categories, normalise_ids)
 
+    settings = fusion.model_dump(mode="json", include=read) | ({"seed": seed} if drawn else {})
+    if categories is not None and normalise_ids:
+        settings["normalise_ids"] = True
     return StageCall(
         stage="probe",
         module="tasks.probes",
-        settings=fusion.model_dump(mode="json", include=read) | ({"seed": seed} if drawn else {}),
+        settings=settings,
         inputs=inputs,
         compute=compute,
         sources={} if categories is None else {"item-texts-file": sha256_of(categories)},
@@ -60,7 +65,9 @@ def probe_call(
     )
 
 
-def _probe(context: StageContext, fusion: FusionSettings, seed: int, categories: Path | None) -> dict[str, Any]:
+def _probe(
+    context: StageContext, fusion: FusionSettings, seed: int, categories: Path | None, normalise_ids: bool
+) -> dict[str, Any]:
     from threadpoolctl import threadpool_limits
 
     from p2rec_core.probes import category_probe, copurchase_probe, next_item_probe
@@ -71,7 +78,8 @@ def _probe(context: StageContext, fusion: FusionSettings, seed: int, categories:
     validation = targets(context.table("validation"), len(sequences))
     known = None
     if categories is not None:
-        known = read_item_categories(categories, items.column("item_id").to_pylist())
+        item_ids = items.column("item_id").to_pylist()
+        known = read_item_categories(categories, item_ids, normalise_ids=normalise_ids)
     with threadpool_limits(limits=context.runtime.threads):
         vectors = prepared_knowledge(context, fusion, items.num_rows, seed).vectors
         measures = [

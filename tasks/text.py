@@ -26,6 +26,7 @@ def text_call(
     *,
     ingest: ArtefactRef,
     seed: int,
+    normalise_ids: bool = False,
 ) -> StageCall:
     """The embeddings of the items' texts.
 
@@ -35,6 +36,7 @@ def text_call(
         columns: Columns that make the text; None takes all but the identifier.
         ingest: The catalogue.
         seed: Seed of a built-in random language model.
+        normalise_ids: Whether identifiers are brought into composed form, as the catalogue's were.
 
     Raises:
         DataError: The file cannot be read.
@@ -43,12 +45,13 @@ def text_call(
     from storage.ingest.source import sha256_of
 
     def compute(context: StageContext) -> dict[str, Any]:
-        return _embed(context, language_model, source, columns, seed)
+        read = read_texts(context, source, columns, normalise_ids)
+        return _embed(context, language_model, read, seed)
 
     return StageCall(
         stage="text",
         module="tasks.text",
-        settings=text_settings(language_model, columns, seed),
+        settings=text_settings(language_model, columns, seed, normalise_ids),
         inputs={"items": (ingest, "items")},
         compute=compute,
         sources=language_model_source(language_model, seed=seed) | {"item-texts-file": sha256_of(source)},
@@ -56,28 +59,30 @@ def text_call(
     )
 
 
-def text_settings(language_model: LanguageModelSettings, columns: Sequence[str] | None, seed: int) -> dict[str, Any]:
+def text_settings(
+    language_model: LanguageModelSettings, columns: Sequence[str] | None, seed: int, normalise_ids: bool
+) -> dict[str, Any]:
     """What an embedding of texts reads of the settings."""
-    return language_model.model_dump(mode="json", include={"dtype", "quantisation", "max_text_tokens"}) | {
-        "columns": None if columns is None else list(columns),
-        "seed": seed,
-    }
+    values = language_model.model_dump(mode="json", include={"dtype", "quantisation", "max_text_tokens"})
+    values |= {"columns": None if columns is None else list(columns), "seed": seed}
+    # left out where it does nothing, so that a refresh goes on from what was made before there was the setting
+    return values | ({"normalise_ids": True} if normalise_ids else {})
 
 
 def _embed(
-    context: StageContext, language_model: LanguageModelSettings, source: Path, columns: Sequence[str] | None, seed: int
+    context: StageContext, language_model: LanguageModelSettings, read: "ItemTexts", seed: int
 ) -> dict[str, Any]:
-    read = read_texts(context, source, columns)
     opened = open_language_model(language_model, context.runtime, seed=seed)
     vectors = embedded_texts(context, opened, read.texts, language_model.max_text_tokens)
     return opened.facts() | write_texts(context, read, vectors)
 
 
-def read_texts(context: StageContext, source: Path, columns: Sequence[str] | None) -> "ItemTexts":
+def read_texts(context: StageContext, source: Path, columns: Sequence[str] | None, normalise_ids: bool) -> "ItemTexts":
     """The texts of the items in the input ``items``, from a file."""
     from storage.ingest.item_text import read_item_texts
 
-    return read_item_texts(source, context.table("items", ["item_id"]).column("item_id").to_pylist(), columns)
+    item_ids = context.table("items", ["item_id"]).column("item_id").to_pylist()
+    return read_item_texts(source, item_ids, columns, normalise_ids=normalise_ids)
 
 
 def embedded_texts(

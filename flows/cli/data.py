@@ -203,7 +203,7 @@ def import_file(
         check_name(opened, name, path, settings, item_texts=item_texts)
     result = _ingest(one_file(path, settings, opened), settings, opened, as_json)
     if item_texts is not None:
-        _check_item_texts(item_texts, result, opened)
+        _check_item_texts(item_texts, result, opened, normalise_ids=settings.normalise_ids)
     register(opened, name, path, settings, item_texts=item_texts, counts=result.info["counts"])
     _print_statistics(name, result, as_json)
 
@@ -243,10 +243,10 @@ def _import_settings(path: Path, config: Path | None, options: dict[str, Any]) -
     return settings
 
 
-def _check_item_texts(path: Path, result: StageResult, store: Store) -> None:
+def _check_item_texts(path: Path, result: StageResult, store: Store, *, normalise_ids: bool) -> None:
     """Read the texts once, so that a file that cannot be used is refused at import."""
     item_ids = store.load(result.ref).table("items", ["item_id"]).column("item_id").to_pylist()
-    texts = read_item_texts(path, item_ids, None)
+    texts = read_item_texts(path, item_ids, None, normalise_ids=normalise_ids)
     if texts.n_missing:
         Console(stderr=True).print(f"note: {texts.n_missing} of {len(item_ids)} items have no text", highlight=False)
 

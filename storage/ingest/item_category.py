@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2rec_core.errors import DataError
-from storage.ingest.item_text import read_item_texts
+from storage.ingest.item_text import is_empty, read_item_texts
 
 CATEGORY_COLUMN = "category"
 """The column that holds an item's category; a value is taken as a whole, also where it lists several."""
@@ -23,18 +23,20 @@ def has_categories(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             plain = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            header = next(plain if path.suffix.lower() == ".tsv" else csv.reader(file), [])
+            rows = plain if path.suffix.lower() == ".tsv" else csv.reader(file)
+            header = next((row for row in rows if not is_empty(row)), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"The file of item texts {path} cannot be read: {error}.", remedy="Check the file.") from error
     return CATEGORY_COLUMN in header[1:]
 
 
-def read_item_categories(path: Path, item_ids: Sequence[str]) -> NDArray[np.int64]:
+def read_item_categories(path: Path, item_ids: Sequence[str], *, normalise_ids: bool = False) -> NDArray[np.int64]:
     """The categories of a catalogue's items, numbered from 0 by name.
 
     Args:
         path: A table of item texts with a column ``category``.
         item_ids: Identifiers of the catalogue, in order.
+        normalise_ids: Whether identifiers are brought into Unicode's composed form (NFC), as the catalogue's were.
 
     Returns:
         int64 (N,); -1 where an item has none.
@@ -42,6 +44,6 @@ def read_item_categories(path: Path, item_ids: Sequence[str]) -> NDArray[np.int6
     Raises:
         DataError: The file cannot be used, see ``read_item_texts``.
     """
-    names = read_item_texts(path, item_ids, (CATEGORY_COLUMN,)).texts
+    names = read_item_texts(path, item_ids, (CATEGORY_COLUMN,), normalise_ids=normalise_ids).texts
     numbers = {name: number for number, name in enumerate(sorted(set(names) - {""}))}
     return np.array([numbers.get(name, -1) for name in names], np.int64)

@@ -97,7 +97,13 @@ def _going_on(settings: PipelineSettings, source: Path, texts: TextFile | None, 
     def text(refs: Refs) -> StageCall:
         assert texts is not None
         return renewed_text_call(
-            lm, texts.path, texts.columns, ingest=refs["ingest"], previous=current["text"], seed=finetune.seed
+            lm,
+            texts.path,
+            texts.columns,
+            ingest=refs["ingest"],
+            previous=current["text"],
+            seed=finetune.seed,
+            normalise_ids=settings.ingest.normalise_ids,
         )
 
     def backbone(refs: Refs) -> StageCall:

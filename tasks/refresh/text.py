@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from tasks.language_model import language_model_source, open_language_model
 from tasks.stage import StageCall, StageContext
 from tasks.text import embedded_texts, read_texts, text_settings, write_texts
 
+if TYPE_CHECKING:
+    from storage.ingest.item_text import ItemTexts
+
 
 def renewed_text_call(
     language_model: LanguageModelSettings,
@@ -22,6 +25,7 @@ def renewed_text_call(
     ingest: ArtefactRef,
     previous: ArtefactRef,
     seed: int,
+    normalise_ids: bool = False,
 ) -> StageCall:
     """The embeddings of the items' texts; those of texts that are what they were are copied.
 
@@ -32,6 +36,7 @@ def renewed_text_call(
         ingest: The catalogue, in the numbering that ``previous`` knows.
         previous: The current snapshot's texts.
         seed: Seed of a built-in random language model.
+        normalise_ids: Whether identifiers are brought into composed form, as the catalogue's were.
 
     Raises:
         DataError: The file cannot be read.
@@ -40,12 +45,13 @@ def renewed_text_call(
     from storage.ingest.source import sha256_of
 
     def compute(context: StageContext) -> dict[str, Any]:
-        return _renew(context, language_model, source, columns, seed)
+        read = read_texts(context, source, columns, normalise_ids)
+        return _renew(context, language_model, read, seed)
 
     return StageCall(
         stage="text",
         module="tasks.refresh.text",
-        settings=text_settings(language_model, columns, seed),
+        settings=text_settings(language_model, columns, seed, normalise_ids),
         inputs={"items": (ingest, "items"), "previous": (previous, "item_texts")},
         compute=compute,
         sources=language_model_source(language_model, seed=seed) | {"item-texts-file": sha256_of(source)},
@@ -54,11 +60,10 @@ def renewed_text_call(
 
 
 def _renew(
-    context: StageContext, language_model: LanguageModelSettings, source: Path, columns: Sequence[str] | None, seed: int
+    context: StageContext, language_model: LanguageModelSettings, read: "ItemTexts", seed: int
 ) -> dict[str, Any]:
     from p2rec_core.language.renewal import with_renewed_rows
 
-    read = read_texts(context, source, columns)
     before = context.table("previous")
     known = before.column("text").to_pylist()
     renewed = [place for place, text in enumerate(read.texts) if place >= len(known) or text != known[place]]

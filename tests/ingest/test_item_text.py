@@ -1,5 +1,7 @@
 """Items' texts put beside a catalogue."""
 
+import csv
+
 import pytest
 
 from p2rec_core.errors import DataError
@@ -19,6 +21,42 @@ def test_a_csv_file_has_quotation_marks(tmp_path):
     path = tmp_path / "items.csv"
     path.write_bytes(b'\xef\xbb\xbfid,words\n7,"red, ""matt"" lipstick"\n')
     assert read_item_texts(path, ["7"], None).texts == ['red, "matt" lipstick']
+
+
+def test_identifiers_are_read_as_those_of_interactions_are(tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("item_id,title\n a ,red\n\tb,green\ncafe\u0301,blue\n", encoding="utf-8")
+    assert read_item_texts(path, ["a", "b", "caf\u00e9", "cafe\u0301"], None).texts == ["red", "green", "", "blue"]
+    composed = read_item_texts(path, ["a", "b", "caf\u00e9"], None, normalise_ids=True)
+    assert (composed.texts, composed.n_missing, composed.n_unknown) == (["red", "green", "blue"], 0, 0)
+    path.write_text("item_id,title\na,red\na ,green\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 3: the item 'a' is there twice"):
+        read_item_texts(path, ["a"], None)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_empty_lines_are_passed_over_and_lines_are_counted_all_the_same(tmp_path, suffix):
+    path = tmp_path / f"items.{suffix}"
+    by = {"csv": ",", "tsv": "\t"}[suffix]
+    path.write_text(f"\nitem_id{by}title\n\na{by}red\n   \nb{by}green\n\n\n", encoding="utf-8")
+    assert read_item_texts(path, ["a", "b"], None).texts == ["red", "green"]
+    with path.open("a", encoding="utf-8") as file:
+        file.write("c\n")
+    with pytest.raises(DataError, match="line 9: 1 fields where the header has 2"):
+        read_item_texts(path, ["a", "b"], None)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_long_description_is_read_and_one_without_an_end_is_told(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"items.{suffix}"
+    by, words = {"csv": ",", "tsv": "\t"}[suffix], "x" * 200_000
+    path.write_text(f"item_id{by}title\na{by}{words}\n", encoding="utf-8")
+    before = csv.field_size_limit()
+    assert read_item_texts(path, ["a"], None).texts == [words]
+    assert csv.field_size_limit() == before
+    monkeypatch.setattr("storage.ingest.item_text._MAX_FIELD_CHARACTERS", 100_000)
+    with pytest.raises(DataError, match=rf"items\.{suffix}, line 2, cannot be read: .*at most 100,000 characters"):
+        read_item_texts(path, ["a"], None)
 
 
 @pytest.mark.parametrize(
