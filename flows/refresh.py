@@ -29,6 +29,7 @@ from p2rec_core.settings.refresh import RefreshSettings
 from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
 from storage.snapshots import Snapshot, publish_snapshot, read_snapshot
 from tasks.dag import Slot
+from tasks.machine import check_device
 from tasks.prefect_task import run_slot
 from tasks.progress import shown_if_possible
 from tasks.refresh.slots import CHANGES, check_continues, comparison_slot, nothing_new, refresh_plan
@@ -76,6 +77,7 @@ def refresh(
             source, chosen, current = prepared(dataset, chosen, opened)
             report = unchanged(source, current, opened, begun)
             if report is None:
+                check_device(chosen.runtime.device)
                 report = _refresh(source, chosen, current, opened, begun)
     except NotOurTurn as reason:
         return skipped(reason)

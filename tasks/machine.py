@@ -4,6 +4,7 @@ import os
 import platform
 from typing import Any
 
+from p2rec_core.errors import SettingsError
 from p2rec_core.settings.pipeline import RuntimeSettings
 
 
@@ -19,8 +20,34 @@ def machine_facts(runtime: RuntimeSettings) -> dict[str, Any]:
     if runtime.device.startswith("cuda"):
         import torch
 
-        facts["gpu"] = torch.cuda.get_device_name(runtime.device)
+        # what needs no GPU, such as the ingest, is computed where there is none, too
+        facts["gpu"] = torch.cuda.get_device_name(runtime.device) if torch.cuda.is_available() else None
     return facts
+
+
+def check_device(device: str) -> None:
+    """Refuse a GPU that is not there, before anything is started for it; torch is loaded only to look for one.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        SettingsError: It is not there.
+    """
+    if device == "cpu":
+        return
+    import torch
+
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if n_gpus == 0:
+        raise SettingsError(
+            f"The device (runtime.device, --device) is {device!r}, but torch {torch.__version__} sees no CUDA GPU.",
+            remedy="Compute on the CPU (--set runtime.device=cpu, or --device cpu), or install a CUDA build of torch.",
+        )
+    if (torch.device(device).index or 0) >= n_gpus:
+        raise SettingsError(
+            f"The device (runtime.device) is {device!r}, but there are {n_gpus} GPUs.", remedy="Count from cuda:0."
+        )
 
 
 def _processor() -> str | None:

@@ -204,7 +204,7 @@ class MatrixRun:
                 if fraction > 0:
                     walls.learn(running.job.node.kinds, running.elapsed_s / fraction)
         seconds: dict[str, float | None] = {}
-        for node in sorted(self._unfinished(), key=lambda node: node.rank):
+        for node in sorted(self.unfinished(), key=lambda node: node.rank):
             expected = walls.guess(node.kinds)
             if (now := self.running.get(node.name)) is not None:
                 own = self.walls.guess(node.kinds)
@@ -226,12 +226,13 @@ class MatrixRun:
         seconds[str(cell)] = walls.guess(self.matrix.nodes[trials[0]].kinds)
         needs[str(cell)] = trials
 
-    def _unfinished(self) -> list[Node]:
+    def unfinished(self) -> list[Node]:
+        """What is to be computed or waits for that, each computation once."""
         done = self.results.keys() | self.failures.keys()
         return [node for name, node in self.matrix.nodes.items() if name not in done and name not in self._twins]
 
     def _open(self) -> list[Node]:
-        return [n for n in self._unfinished() if n.name not in self.running and n.name not in self.prepared]
+        return [n for n in self.unfinished() if n.name not in self.running and n.name not in self.prepared]
 
     def _looked_at(self, node: Node, use: bool) -> Job | None:
         """Look a node up in the store; None if it has to be computed, or cannot be."""

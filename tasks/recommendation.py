@@ -23,6 +23,7 @@ from storage.artefacts import Artefact, Store
 from storage.manifest import REBUILD
 from storage.snapshots import Snapshot
 from tasks.arrays import ragged, targets
+from tasks.machine import check_device
 
 if TYPE_CHECKING:
     from p2rec_core.recommendation import Recommendations
@@ -355,6 +356,7 @@ def recommend(
             "that says how repeats weigh.",
             remedy=f"Evaluate it with `p2rec run -d {published.snapshot.dataset}`, or choose mask or keep.",
         )
+    check_device(device)
     chosen = prepared_device(device, threads)
     scorer = recommender_scorer(
         _loaded(published, chosen), users.history, max_length=published.encoder().max_length, device=chosen

@@ -26,6 +26,7 @@ from p2rec_core.errors import SettingsError, StoreError
 from p2rec_core.settings.experiment import ExperimentSettings, assigned, experiment_settings
 from storage.artefacts import MARKER, Store
 from tasks.experiments import Recorder, read_record, recorded
+from tasks.machine import check_device
 from tasks.matrix_run import MatrixRun
 
 ExperimentName = Annotated[
@@ -71,10 +72,11 @@ def run(
     parts = _parts(datasets, backbones, arms, seeds)
     part = whole.narrowed(**parts)
     if dry_run:
-        _look_and_show(part, store, parallel, as_json)
+        _check_devices(_look_and_show(part, store, parallel, as_json))
         return
     opened = Store.open(store)
     found = _look(part, opened, parallel)
+    _check_devices(found)
     words = _words(name, assignments, keep_as)
     if not found.prepared and not found.failures and configured_server() is None:
         report = report_of(found, Recorder(found, whole, words).write(), time.monotonic() - begun)
@@ -221,11 +223,19 @@ def _look(part: ExperimentSettings, store: Store, parallel: int | None) -> Matri
     return prepared_run(part, store, parallel).looked_up()
 
 
-def _look_and_show(part: ExperimentSettings, store: Path, parallel: int | None, as_json: bool) -> None:
+def _look_and_show(part: ExperimentSettings, store: Path, parallel: int | None, as_json: bool) -> MatrixRun:
     with looked_at(store) as (opened, exists):
         if not exists:
             note_no_store(store)
-        _show(_look(part, opened, parallel), as_json)
+        found = _look(part, opened, parallel)
+        _show(found, as_json)
+    return found
+
+
+def _check_devices(found: MatrixRun) -> None:
+    """Refuse a device that is not there and that something is to be computed on."""
+    for device in {node.recipe.settings.runtime.device for node in found.unfinished()}:
+        check_device(device)
 
 
 def _show(found: MatrixRun, as_json: bool) -> None:

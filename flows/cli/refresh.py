@@ -30,6 +30,7 @@ from p2rec_core.errors import RefreshRefused
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, pipeline_settings
 from storage.artefacts import Store
 from storage.disk import make_directory, os_errors
+from tasks.machine import check_device
 from tasks.nights import cut_into_nights
 from tasks.progress import listening
 
@@ -61,6 +62,8 @@ def refresh(
     opened = Store.open(store, create=False)
     report = None if configured_server() is not None else _nothing_new(dataset, settings, opened, begun)
     if report is None:
+        if configured_server() is None:
+            check_device(settings.runtime.device)
         report = _run(dataset, settings, store, quiet=as_json)
     if as_json:
         sys.stdout.write(json.dumps(report.to_json(), ensure_ascii=False) + "\n")

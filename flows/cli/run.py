@@ -29,7 +29,8 @@ from p2rec_core.errors import P2RecError
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, pipeline_settings
 from storage.artefacts import ArtefactRef, Store
 from storage.snapshots import read_snapshot
-from tasks.dag import upstream
+from tasks.dag import Slot, upstream
+from tasks.machine import check_device
 from tasks.plan import plan
 from tasks.progress import listening
 
@@ -77,6 +78,7 @@ def run(
     opened = Store.open(store)
     report = None if force else _nothing_to_do(dataset, settings, opened, begun, publish)
     if report is None:
+        _check_device(dataset, settings, opened, force=force)
         quiet_prefect()
         from flows.pipeline import pipeline
         from flows.turns import WhenBusy
@@ -125,8 +127,7 @@ def stage(
         _dry_run(dataset, settings, store, stage=name, downstream=downstream, as_json=as_json)
         return
     opened = Store.open(store)
-    slots, _ = prepared_slots(dataset, settings, opened)
-    chosen_slots(slots, name)
+    _check_device(dataset, settings, opened, stage=name, downstream=downstream, force=force)
     quiet_prefect()
     from flows.pipeline import rerun_stage
     from flows.turns import WhenBusy
@@ -168,13 +169,41 @@ def _dry_run(
     with looked_at(store) as (opened, exists):
         if not exists:
             note_no_store(store)
-        slots, _ = prepared_slots(dataset, settings, opened)
-        if stage is not None and not downstream:
-            slots = upstream(slots, chosen_slots(slots, stage))
-        elif stage is not None:
-            chosen_slots(slots, stage)
+        slots = _slots(dataset, settings, opened, stage, downstream)
         planned = list(plan(slots, opened, _present(opened, dataset)))
     print_plan(planned, as_json=as_json)
+    if not all(slot.cached for slot in planned):
+        check_device(settings.runtime.device)
+
+
+def _slots(dataset: str, settings: PipelineSettings, store: Store, stage: str | None, downstream: bool) -> list[Slot]:
+    """The slots that a command walks.
+
+    Raises:
+        SettingsError: There is no such stage.
+    """
+    slots, _ = prepared_slots(dataset, settings, store)
+    if stage is None:
+        return slots
+    chosen = chosen_slots(slots, stage)
+    return slots if downstream else upstream(slots, chosen)
+
+
+def _check_device(
+    dataset: str,
+    settings: PipelineSettings,
+    store: Store,
+    *,
+    stage: str | None = None,
+    downstream: bool = True,
+    force: bool,
+) -> None:
+    """Refuse a stage that is none and a GPU that is not there before Prefect is started; what is cached needs none."""
+    if stage is None and settings.runtime.device == "cpu":
+        return
+    slots = _slots(dataset, settings, store, stage, downstream)
+    if settings.runtime.device != "cpu" and (force or not all(slot.cached for slot in plan(slots, store, {}))):
+        check_device(settings.runtime.device)
 
 
 def _present(store: Store, dataset: str) -> dict[str, ArtefactRef]:

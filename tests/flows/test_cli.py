@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.settings import PREFECT_API_URL
@@ -283,6 +284,37 @@ def test_a_run_against_a_server_carries_the_tag_by_which_a_silent_one_is_found_o
     tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=["p2rec"]))
     with get_client(sync_client=True) as client:
         assert [run.name for run in client.read_flow_runs(flow_run_filter=tagged)] == ["sample"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "--set", "clusters.seed=77"],
+        ["run", "--force"],
+        ["run", "--set", "clusters.seed=77", "--dry-run"],
+        ["stage", "clusters", "--force"],
+        ["experiment", "run", "sample"],
+        ["experiment", "run", "sample", "--dry-run"],
+        ["recommend", "--device", "cuda"],
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused_before_a_server_is_started(
+    filled: Path, sets: list[str], tmp_path: Path, command: list[str]
+) -> None:
+    options = [] if command[0] == "recommend" else ["--set", "runtime.device=cuda"]
+    if command[0] in ("run", "stage"):
+        options += sets
+    home = tmp_path / "prefect"
+    call = p2rec(*command, *options, "--store", filled, PREFECT_API_URL="", PREFECT_HOME=str(home))
+    failed(call, 2, "The device (runtime.device, --device) is 'cuda', but torch", "sees no CUDA GPU")
+    assert not home.exists()
+    assert bool(call.stdout) == ("--dry-run" in command)  # what it would compute is said all the same
+
+
+def test_what_is_cached_needs_no_gpu(filled: Path, sets: list[str]) -> None:
+    call = p2rec("run", *sets, "--set", "runtime.device=cuda", "--store", filled, PREFECT_API_URL="")
+    assert call.returncode == 0, call.stderr
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import p2rec_core.backbones
 from flows.cli import app
 from flows.report import RunReport
 from p2rec_core.backbones.registry import ENCODERS, Entry
-from p2rec_core.errors import ExtraMissing, P2RecError, RefreshRefused
+from p2rec_core.errors import ExtraMissing, P2RecError, RefreshRefused, SettingsError
 from storage.sample import generate_sample
 
 ROOT = Path(__file__).parents[2]
@@ -149,6 +149,9 @@ def run(words: list[str]) -> str | None:
             app(words[1:], result_action="return_value")
         except (RefreshRefused, ExtraMissing) as error:
             return type(error).__name__
+        except SettingsError as error:
+            if "--dry-run" not in words or "sees no CUDA GPU" not in error.problem:
+                raise  # there may be none here
     return None
 
 
