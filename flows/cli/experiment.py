@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.cli.matrix_terminal import MatrixView, print_cells, print_outcome
-from flows.cli.options import DEFAULT_STORE, JsonOption, SetOption, StoreOption
+from flows.cli.options import DEFAULT_STORE, ConfigOption, JsonOption, SetOption, StoreOption
 from flows.cli.run import DryRunOption, quiet_prefect
 from flows.cli.tables import print_table
 from flows.cli.terminal import note_no_store
@@ -23,7 +23,8 @@ from flows.matrix import CellsFailed, prepared_run, report_of
 from flows.prepare import looked_at
 from flows.server import server_for_runs
 from p2rec_core.errors import SettingsError, StoreError
-from p2rec_core.settings.experiment import ExperimentSettings, assigned, experiment_settings
+from p2rec_core.settings.experiment import ExperimentSettings, assigned, experiment_settings, flattened
+from p2rec_core.settings.pipeline import read_toml
 from storage.artefacts import MARKER, Store
 from tasks.experiments import Recorder, read_record, recorded
 from tasks.machine import check_device
@@ -51,6 +52,7 @@ def run(
     backbones: BackbonesOption = None,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
+    config: ConfigOption = None,
     assignments: SetOption = None,
     keep_as: AsOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -60,15 +62,17 @@ def run(
 ) -> None:
     """Compute every cell of an experiment that is not in the store; interrupted, the same command goes on.
 
+    What --config sets, all cells share; what the experiment itself sets goes before it, and --set before both.
+
     Examples:
         p2rec experiment run sample
         p2rec experiment run table2 --datasets beauty --seeds 1
         p2rec experiment run table2 --seeds 1,2,3,4,5         # two more seeds; the others are reused
         p2rec experiment run sample --set clusters.n_clusters=20 --as coarse
-        p2rec experiment run my.toml --parallel 4 --dry-run
+        p2rec experiment run compare.toml --config clicks.toml --parallel 4 --dry-run
     """
     begun = time.monotonic()
-    whole = _definition(name, assignments, keep_as, store)
+    whole = _definition(name, store, config=config, assignments=assignments, keep_as=keep_as)
     parts = _parts(datasets, backbones, arms, seeds)
     part = whole.narrowed(**parts)
     if dry_run:
@@ -77,7 +81,7 @@ def run(
     opened = Store.open(store)
     found = _look(part, opened, parallel)
     _check_devices(found)
-    words = _words(name, assignments, keep_as)
+    words = _words(name, config, assignments, keep_as)
     if not found.prepared and not found.failures and configured_server() is None:
         report = report_of(found, Recorder(found, whole, words).write(), time.monotonic() - begun)
     else:
@@ -93,6 +97,7 @@ def show(
     backbones: BackbonesOption = None,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
+    config: ConfigOption = None,
     assignments: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
     parallel: ParallelOption = None,
@@ -104,7 +109,8 @@ def show(
         p2rec experiment show table2 --datasets beauty
         p2rec experiment show coarse                          # run before with --as coarse
     """
-    part = _definition(name, assignments, None, store).narrowed(**_parts(datasets, backbones, arms, seeds))
+    whole = _definition(name, store, config=config, assignments=assignments)
+    part = whole.narrowed(**_parts(datasets, backbones, arms, seeds))
     _look_and_show(part, store, parallel, as_json)
 
 
@@ -185,17 +191,26 @@ def report(
         )
 
 
-def _definition(name: str, assignments: Sequence[str] | None, keep_as: str | None, store: Path) -> ExperimentSettings:
+def _definition(
+    name: str,
+    store: Path,
+    *,
+    config: Path | None,
+    assignments: Sequence[str] | None,
+    keep_as: str | None = None,
+) -> ExperimentSettings:
     """The experiment with what the command line sets for all its cells."""
     definition = find_definition(name, store)
-    settings = definition.settings | dict(map(assigned, assignments or ()))
+    below = {} if config is None else flattened(read_toml(config))
+    settings = below | definition.settings | dict(map(assigned, assignments or ()))
     changed = {"settings": settings} | ({"name": keep_as} if keep_as is not None else {})
     return experiment_settings(definition.model_dump(mode="json") | changed, place=name)
 
 
-def _words(name: str, assignments: Sequence[str] | None, keep_as: str | None) -> str:
+def _words(name: str, config: Path | None, assignments: Sequence[str] | None, keep_as: str | None) -> str:
     """The same as words of a command line."""
-    words = [name, *(part for assignment in assignments or () for part in ("--set", assignment))]
+    words = [name, *(["--config", str(config)] if config is not None else [])]
+    words += [part for assignment in assignments or () for part in ("--set", assignment)]
     return shlex.join([*words, *(["--as", keep_as] if keep_as is not None else [])])
 
 

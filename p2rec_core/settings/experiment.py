@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from p2rec_core.backbones.registry import ENCODERS
 from p2rec_core.errors import SettingsError, did_you_mean
@@ -23,7 +23,53 @@ SELECTED_BY = "NDCG@10"
 """The validation metric by which a tuned arm's settings are chosen."""
 
 _OF_THE_CELL = ("recommender.encoder.backbone", "recommender.training.seed", "variants")
-_REMEDY = "Correct the experiment; `p2rec experiment list` shows those that are built in."
+_REMEDY = (
+    "Correct the experiment; docs/how-to/compare.md has a whole file with comments, and `p2rec experiment list` shows "
+    "those that are built in."
+)
+_FORMS = {
+    "datasets": 'datasets = ["clicks"]',
+    "backbones": 'backbones = ["sasrec", "gru4rec"]',
+    "seeds": "seeds = [1, 2, 3]",
+    "arms": '[arms.base] with variant = "base" below it, a table for each arm',
+    "settings": '[settings] with "clusters.n_clusters" = 20 below it',
+    "dataset_settings": '[dataset_settings.clicks] with "clusters.n_clusters" = 20 below it',
+    "backbone_settings": '[backbone_settings.gru4rec] with "recommender.training.max_epochs" = 20 below it',
+    "tuning": '[tuning] with "recommender.training.learning_rate" = [1e-3, 2e-3] below it',
+    "roles": '[roles] with p2rec = "p2rec" below it',
+}
+"""How what an experiment consists of is written in TOML."""
+_SETTINGS_OF_AN_ARM = '[arms.coarse.settings] with "clusters.n_clusters" = 20 below it'
+
+_WRONG_FORM = ("dict_type", "model_type", "tuple_type", "list_type", "missing")
+
+
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of nested tables by dotted name: ``{"clusters": {"finer": []}}`` is ``{"clusters.finer": []}``.
+
+    Raises:
+        ValueError: One is there twice.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        within = flattened(value) if isinstance(value, Mapping) else None
+        for dotted, inner in [(name, value)] if within is None else [(f"{name}.{n}", v) for n, v in within.items()]:
+            if dotted in flat:
+                raise ValueError(f"{dotted} is set twice")
+            flat[dotted] = inner
+    return flat
+
+
+def _dotted(values: Any) -> Any:
+    return flattened(values) if isinstance(values, Mapping) else values
+
+
+def _each_dotted(groups: Any) -> Any:
+    return {name: _dotted(values) for name, values in groups.items()} if isinstance(groups, Mapping) else groups
+
+
+Dotted = Annotated[dict[str, Value], BeforeValidator(_dotted)]
+DottedByName = Annotated[dict[str, dict[str, Value]], BeforeValidator(_each_dotted)]
 
 
 class Arm(Settings):
@@ -31,7 +77,7 @@ class Arm(Settings):
 
     variant: Variant
     """What the recommender knows of an item beside its id."""
-    settings: dict[str, Value] = Field(default_factory=dict)
+    settings: Dotted = Field(default_factory=dict)
     """Settings by dotted name, e.g. ``clusters.n_clusters``, that differ from the experiment's own."""
     title: str = ""
     """What it is, in one line."""
@@ -60,13 +106,13 @@ class ExperimentSettings(Settings):
     """Arms by name, in the order in which they are shown."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field((1,), min_length=1)
     """Seeds of the recommenders' training. The stages before are computed once, with seeds of their own."""
-    settings: dict[str, Value] = Field(default_factory=dict)
+    settings: Dotted = Field(default_factory=dict)
     """Settings by dotted name that all cells share."""
-    dataset_settings: dict[str, dict[str, Value]] = Field(default_factory=dict)
+    dataset_settings: DottedByName = Field(default_factory=dict)
     """Dataset to settings by dotted name that only its cells take."""
-    backbone_settings: dict[str, dict[str, Value]] = Field(default_factory=dict)
+    backbone_settings: DottedByName = Field(default_factory=dict)
     """Backbone to settings by dotted name that only its cells take, such as those that other encoders do not have."""
-    tuning: dict[str, list[Value]] = Field(default_factory=dict)
+    tuning: Annotated[dict[str, list[Value]], BeforeValidator(_dotted)] = Field(default_factory=dict)
     """A grid: dotted name to the values to be tried. Each arm of each dataset and backbone gets the same trials, with
     ``tuning_seed``; the best validation NDCG@10 chooses, and the choice is run with every seed."""
     tuning_seed: int | None = Field(None, ge=0, lt=2**31)
@@ -257,6 +303,11 @@ def _explain(entry: Any) -> str:
         known = Arm.model_fields if entry["loc"][0] == "arms" else ExperimentSettings.model_fields
         known = Roles.model_fields if entry["loc"][0] == "roles" else known
         return _unknown("setting", str(entry["loc"][-1]), known) + (f" in {location}" if len(entry["loc"]) > 1 else "")
+    if entry["type"] in _WRONG_FORM and location.split(".")[0] in _FORMS:
+        of_an_arm = len(entry["loc"]) > 1 and entry["loc"][-1] == "settings"
+        form = _SETTINGS_OF_AN_ARM if of_an_arm else _FORMS[location.split(".")[0]]
+        shown = "is missing" if entry["type"] == "missing" else f"= {entry['input']!r:.60} has the wrong form"
+        return f"{location} {shown}; write {form}"
     message = entry["msg"].removeprefix("Value error, ")
     shown = "" if entry["type"] in ("missing", "value_error") else f" = {entry['input']!r:.60}"
     return f"{location}{shown}: {message[0].lower()}{message[1:]}" if location else message

@@ -217,7 +217,7 @@ def pipeline_settings(
     """
     given: dict[str, Any] = {}
     if config is not None:
-        _merge(given, _read_toml(config))
+        _merge(given, read_toml(config))
     _merge(given, changes or {})
     for assignment in assignments:
         _merge(given, _assignment(assignment))
@@ -268,7 +268,12 @@ def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
             target[key] = value
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The nested values of a configuration file.
+
+    Raises:
+        SettingsError: It cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -39,6 +39,8 @@ BUCKET = "s3://models/p2rec"
 TRAINS = ("run", "stage", "refresh", "show", "settings")
 GATE = ["refresh.max_hold_out_drop=1.0", "refresh.max_metric_drop=1.0", "refresh.min_coverage=0.0"]
 """In few epochs nothing is learned that a metric could stand for."""
+WITH_A_FILE = {"refresh-nightly.md": "clicks.toml", "compare.md": "compare.toml"}
+"""Pages that show a file whole which their commands read."""
 SAMPLES_CLUSTERS = ["clusters.n_clusters=12", "clusters.finer=[60]"]
 
 
@@ -168,10 +170,10 @@ def test_a_pages_commands_work(
         save_a_model(place / "my-model")
     if page.name == "track.md":  # an experiment that was run
         run(adapted("p2rec experiment run sample --arms base --seeds 1", small_assignments))
-    if page.name == "refresh-nightly.md":
-        settings = re.search(r"`clicks\.toml`:\n\n((?:    .*\n|\n)+)", page.read_text(encoding="utf-8"))
-        assert settings is not None
-        Path("clicks.toml").write_text(re.sub(r"^    ", "", settings.group(1), flags=re.MULTILINE))
+    if name := WITH_A_FILE.get(page.name):
+        content = re.search(rf"`{name}`:\n\n((?:    .*\n|\n)+)", page.read_text(encoding="utf-8"))
+        assert content is not None
+        Path(name).write_text(re.sub(r"^    ", "", content.group(1), flags=re.MULTILINE))
     for command in commands(page):
         words = adapted(command, small_assignments)
         if "serve" in words:

@@ -299,6 +299,28 @@ def test_an_experiment_that_was_run_is_known_by_its_name(filled: Path, file: Pat
     assert call("experiment", "show", "mine", "--store", filled.parent / "none")[0] == 2
 
 
+def test_a_configuration_is_shared_by_all_cells(filled: Path, file: Path, call: Call, definition: Any) -> None:
+    tables: dict[str, list[str]] = {}
+    for name, value in definition.settings.items():
+        group, _, setting = name.rpartition(".")
+        tables.setdefault(group, []).append(f"{setting} = {json.dumps(value)}")
+    tables["fusion"] = ["n_components = 7"]  # what the experiment itself sets goes before it
+    config = file.with_name("clicks.toml")
+    config.write_text("\n".join(line for group, lines in tables.items() for line in (f"[{group}]", *lines)))
+    whole = file.read_text()
+    settings = whole[whole.index("[settings]") : whole.index("[arms.base]")]
+    file.write_text(whole.replace(settings, '[settings]\n"fusion.n_components" = 8\n'))
+    words = ("--config", config, "--arms", "base,p2rec", "--store", filled, "--json")
+    status, out, err = call("experiment", "run", file, *words)
+    assert status == 0, err
+    assert json.loads(out)["outcomes"]["computed"] == 0
+    assert read_record(Store.open(filled), "small").origin == f"{file} --config {config}"
+    config.write_text('variants = ["base"]\n')
+    status, _, message = call("experiment", "show", file, *words)
+    assert status == 2
+    assert "settings may not set variants: each cell of the matrix has its own" in message
+
+
 def test_a_report_is_made_of_what_is_there(filled: Path, tmp_path: Path, call: Call) -> None:
     status, out, err = call("report", "--store", filled, "--out", tmp_path / "report")
     assert status == 0, err

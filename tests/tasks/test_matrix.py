@@ -145,11 +145,45 @@ def contents(store: Store) -> dict[str, str]:
         ({"name": "../x"}, "name"),
         ({"backbone_settings": {"cazer": {}}}, r"backbone_settings: there is no backbone 'cazer' \(did you mean caser"),
         ({"dataset_settings": {"small": {"variants": []}}}, "dataset_settings.small may not set variants"),
+        (
+            {"arms": [{"name": "base"}]},
+            r"arms = .* has the wrong form; write \[arms\.base\] with variant = .* each arm",
+        ),
+        ({"arms": {"base": "base"}}, r"arms\.base = 'base' has the wrong form; write \[arms\.base\] with variant"),
+        ({"arms": {"x": {}}}, r"arms\.x\.variant is missing; write \[arms\.base\] with variant = .base. below it"),
+        ({"arms": {"x": {"variant": "ci", "settings": ["a"]}}}, r"wrong form; write \[arms\.coarse\.settings\] with"),
+        ({"datasets": "small"}, r"datasets = 'small' has the wrong form; write datasets = \[\"clicks\"\]"),
+        ({"seeds": 1}, r"seeds = 1 has the wrong form; write seeds = \[1, 2, 3\]"),
+        (
+            {"tuning": {"fusion.smoothing": 0.5}},
+            r"tuning\.fusion\.smoothing = 0\.5 has the wrong form; write \[tuning\]",
+        ),
+        ({"settings": {"clusters.seed": 1, "clusters": {"seed": 2}}}, "settings: clusters.seed is set twice"),
     ],
 )
 def test_a_wrong_experiment_says_what_is_wrong(define, changes, said):
     with pytest.raises(SettingsError, match=said):
         define(**changes)
+
+
+def test_settings_may_stand_in_tables_of_their_own():
+    def experiment(own: dict[str, Any], grid: dict[str, Any]) -> ExperimentSettings:
+        arms = {"a": {"variant": "p2rec", "settings": own}}
+        of_each = {
+            "settings": own,
+            "dataset_settings": {"x": own},
+            "backbone_settings": {"sasrec": own},
+            "tuning": grid,
+        }
+        return experiment_settings(
+            {"name": "mine", "datasets": ["x"], "backbones": ["sasrec"], "arms": arms} | of_each, place="the test"
+        )
+
+    dotted = experiment({"clusters.n_clusters": 5, "clusters.finer": []}, {"fusion.smoothing": [0, 1]})
+    assert experiment({"clusters": {"n_clusters": 5, "finer": []}}, {"fusion": {"smoothing": [0, 1]}}) == dotted
+    with pytest.raises(SettingsError, match=r"settings: clusters\.finer is set twice") as caught:
+        experiment({"clusters": {"finer": []}, "clusters.finer": [9]}, {})
+    assert "docs/how-to/compare.md has a whole file" in caught.value.remedy
 
 
 def test_a_wrong_setting_of_an_arm_is_found_before_anything_is_computed(define, store):
