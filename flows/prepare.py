@@ -3,19 +3,22 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flows.pushing import check_bucket, push_if_asked
 from flows.report import RunReport
-from p2rec_core.errors import SettingsError, StoreError
+from p2rec_core.errors import P2RecError, SettingsError, StoreError
 from p2rec_core.settings.pipeline import PipelineSettings, RuntimeSettings
 from storage.artefacts import MARKER, Store
-from storage.snapshots import current_number, publish_snapshot
+from storage.snapshots import current_number, publish_snapshot, read_snapshot
 from tasks.dag import Slot, pipeline_slots
+from tasks.other_settings import other_settings
 from tasks.plan import PlannedSlot
 from tasks.sources import find_source
 from tasks.stage import VERIFIED, Outcome, StageResult
+
+_SHOWN = 8
 
 
 @contextlib.contextmanager
@@ -39,6 +42,27 @@ def prepared_slots(dataset: str, settings: PipelineSettings, store: Store) -> tu
     source = find_source(dataset, store)
     settings = settings.model_copy(update={"ingest": source.ingest_settings(settings.ingest)})
     return pipeline_slots(settings, source.path, source.texts), source.synthetic
+
+
+def settings_note(slots: list[Slot], store: Store, dataset: str, assignments: Iterable[str] = ()) -> str | None:
+    """What a run without a configuration does otherwise than the current snapshot's; None where there is nothing.
+
+    Args:
+        slots: The run's pipeline.
+        store: Where the snapshot is.
+        dataset: The dataset.
+        assignments: Settings that were given one by one, which nobody has to be told.
+    """
+    given = {assignment.partition("=")[0].strip() for assignment in assignments}
+    try:
+        current = read_snapshot(store, dataset)
+        others = [str(other) for other in other_settings(slots, current, store) if other.name not in given]
+    except P2RecError:
+        return None  # there is no snapshot, or none that could be compared: the run is not about it
+    if not others:
+        return None
+    shown = "; ".join(others[:_SHOWN]) + (f"; and {len(others) - _SHOWN} more" if len(others) > _SHOWN else "")
+    return f"other settings than snapshot {current.number}: {shown} (no --config is given)"
 
 
 def chosen_slots(slots: list[Slot], stage: str) -> set[str]:

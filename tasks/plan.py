@@ -3,11 +3,11 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from p2rec_core.errors import ArtefactDamaged
 from storage.artefacts import Artefact, ArtefactRef, Store
 from tasks.dag import Slot
+from tasks.other_settings import differences
 from tasks.stage import StageCall, whole_artefact
 
 
@@ -76,7 +76,7 @@ def _what_changed(call: StageCall, store: Store, previous: ArtefactRef | None) -
     if before is None:
         return "its artefact was deleted"
     manifest = before.manifest
-    changes = list(_differences(manifest.settings, call.settings))
+    changes = [f"{name} {was!r} → {now!r}" for name, was, now in differences(manifest.settings, call.settings)]
     inputs = {name: ref.sha256 for name, ref in manifest.inputs.items()}
     now = {name: ref.sha256 for name, ref in call.input_refs().items()}
     changes += [f"{n} has other content" for n in sorted(inputs.keys() & now.keys()) if inputs[n] != now[n]]
@@ -85,11 +85,3 @@ def _what_changed(call: StageCall, store: Store, previous: ArtefactRef | None) -
     if manifest.fingerprint != call.fingerprint():
         changes.append("the code that computes it")
     return "changed: " + "; ".join(changes) if changes else "its artefact was deleted"
-
-
-def _differences(before: Any, after: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for name in sorted(before.keys() | after.keys()):
-            yield from _differences(before.get(name), after.get(name), f"{prefix}{name}.")
-    elif before != after:
-        yield f"{prefix.rstrip('.')} {before!r} → {after!r}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from rich.console import Console
 
 from flows.cli.options import (
     DEFAULT_STORE,
@@ -22,13 +23,13 @@ from flows.cli.options import (
 )
 from flows.cli.terminal import StageBars, note_no_store, print_plan, print_report
 from flows.configured import configured_server
-from flows.prepare import cached_report, chosen_slots, looked_at, prepared_slots
+from flows.prepare import cached_report, chosen_slots, looked_at, prepared_slots, settings_note
 from flows.report import RunReport
 from flows.server import HEARTBEAT_S, server_for_runs
 from p2rec_core.errors import P2RecError
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, pipeline_settings
 from storage.artefacts import ArtefactRef, Store
-from storage.snapshots import read_snapshot
+from storage.snapshots import read_snapshot, snapshot_datasets
 from tasks.dag import Slot, upstream
 from tasks.machine import check_device
 from tasks.plan import plan
@@ -76,7 +77,16 @@ def run(
         _dry_run(dataset, settings, store, stage=None, downstream=True, as_json=as_json)
         return
     opened = Store.open(store)
-    report = None if force else _nothing_to_do(dataset, settings, opened, begun, publish)
+    prepared = _prepared(dataset, settings, opened)
+    if config is None and prepared is not None and dataset in snapshot_datasets(opened):
+        note = settings_note(prepared[0], opened, dataset, assignments or ())
+        if note is not None:
+            Console(stderr=True).print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    report = None
+    if not force and prepared is not None and configured_server() is None:
+        slots, synthetic = prepared
+        planned = list(plan(slots, opened, {}))
+        report = cached_report(dataset, synthetic, planned, opened, begun, settings.runtime, publish=publish)
     if report is None:
         _check_device(dataset, settings, opened, force=force)
         quiet_prefect()
@@ -152,15 +162,14 @@ def _show(report: RunReport, store: Store, as_json: bool) -> None:
         print_report(report, store)
 
 
-def _nothing_to_do(
-    dataset: str, settings: PipelineSettings, store: Store, begun: float, publish: bool
-) -> RunReport | None:
-    """Answer from the store where all is cached; a configured Prefect server sees every run, though."""
-    if configured_server() is not None:
-        return None
-    slots, synthetic = prepared_slots(dataset, settings, store)
-    planned = list(plan(slots, store, {}))
-    return cached_report(dataset, synthetic, planned, store, begun, settings.runtime, publish=publish)
+def _prepared(dataset: str, settings: PipelineSettings, store: Store) -> tuple[list[Slot], bool] | None:
+    """The pipeline, and whether its data is synthetic; None where a configured Prefect server is to see it fail."""
+    try:
+        return prepared_slots(dataset, settings, store)
+    except P2RecError:
+        if configured_server() is not None:
+            return None
+        raise
 
 
 def _dry_run(

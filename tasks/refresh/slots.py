@@ -4,6 +4,7 @@ It has two parts, since whether the language model is tuned anew is decided by w
 """
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import ArtefactRef, Store
 from storage.snapshots import Snapshot
 from tasks.dag import Refs, Slot, knowledge_slots, pipeline_slots
+from tasks.other_settings import other_settings
 from tasks.refresh.changes import changes_call
 from tasks.refresh.clusters import continued_clusters_call
 from tasks.refresh.comparison import comparison_call
@@ -206,29 +208,28 @@ def check_continues(
         ArtefactDamaged: An artefact of it is not the one that is meant.
     """
     problems = []
-    for slot in pipeline_slots(settings, source, texts):
+    slots = pipeline_slots(settings, source, texts)
+    for slot in slots:
         if slot.stage == "evaluation":
             continue
         ref = snapshot.entries.get(slot.name)
         if ref is None or any(need not in snapshot.entries for need in slot.needs):
             problems.append(f"it has no {slot.name}")
             continue
-        manifest = store.load(ref).manifest
-        call = slot.call(snapshot.entries)
-        problems += [f"{slot.name}: {name}" for name in _different(call.settings, manifest.settings)]
         if slot.stage in ("finetune", "knowledge"):
-            before = manifest.inputs["language-model"].sha256
-            problems += ["another language model"] if before != call.sources["language-model"] else []
+            before = store.load(ref).manifest.inputs["language-model"].sha256
+            now = slot.call(snapshot.entries).sources["language-model"]
+            problems += [f"another language model than {settings.language_model.name_or_path}"] if before != now else []
+    others = other_settings(slots, snapshot, store)
+    problems += [str(other) for other in others]
     if problems:
+        again = " ".join(f"--set {shlex.quote(other.assignment())}" for other in others)
         raise SettingsError(
             f"Snapshot {snapshot.number} of '{snapshot.dataset}' was made with other settings than these: "
             f"{'; '.join(dict.fromkeys(problems))}.",
-            remedy="Give the settings that it was made with, or compute a new snapshot with `p2rec run` and these.",
+            remedy=f"Give those that it was made with, by the --config of its run{f' or by {again}' if again else ''}; "
+            "or compute a new snapshot with `p2rec run` and these.",
         )
-
-
-def _different(now: Mapping[str, object], before: Mapping[str, object]) -> list[str]:
-    return [name for name, value in now.items() if before.get(name) != value]
 
 
 def nothing_new(source: Path, texts: TextFile | None, current: Mapping[str, ArtefactRef], store: Store) -> bool:

@@ -14,8 +14,10 @@ from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.settings import PREFECT_API_URL
 
+from flows.prepare import prepared_slots, settings_note
 from flows.report import RunReport
 from flows.server import free_port
+from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
 from storage.artefacts import Store
 from storage.snapshots import list_snapshots
 
@@ -174,6 +176,22 @@ def test_a_dry_run_finds_an_artefact_that_lacks_a_file(filled: Path, sets: list[
     assert not slots["clusters"]["cached"]
     assert "it is damaged" in slots["clusters"]["reason"]
     assert "centroids" in slots["clusters"]["reason"]
+
+
+def test_a_run_without_a_configuration_says_what_is_not_as_in_the_last_one(
+    filled: Path, small_settings: PipelineSettings
+) -> None:
+    store = Store.open(filled)
+    settings = pipeline_settings(dataset="sample", assignments=["clusters.n_clusters=5", "runtime.threads=1"])
+    slots, _ = prepared_slots("sample", settings, store)
+    note = settings_note(slots, store, "sample", ["clusters.n_clusters=5"])
+    assert note is not None
+    assert note.startswith("other settings than snapshot 1: backbone.encoder.hidden_size 16 → 48; ")
+    assert "n_clusters" not in note
+    assert "clusters.n_clusters 12 → 5" in (settings_note(slots, store, "sample") or "")
+    same, _ = prepared_slots("sample", small_settings, store)
+    assert settings_note(same, store, "sample") is None
+    assert settings_note(slots, store, "another") is None
 
 
 def test_a_plan_for_a_program(filled: Path, sets: list[str]) -> None:

@@ -271,9 +271,10 @@ def test_a_night_that_was_overtaken_at_the_last_moment_does_not_replace_the_othe
 
 
 def test_what_cannot_be_refreshed_is_named(copied: House, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="was made with other settings than these: clusters: max_iter"):
+    with pytest.raises(SettingsError, match=r"other settings than these: clusters\.max_iter 300 → 7\. .*--set") as e:
         refreshed(copied, "clusters.max_iter=7")
-    with pytest.raises(SettingsError, match=r"other settings than these: recommender\.sasrec\.p2rec: fusion"):
+    assert "--set clusters.max_iter=300;" in e.value.remedy
+    with pytest.raises(SettingsError, match=r"than these: fusion\.item_text true → false"):
         refreshed(copied, "fusion.item_text=false")
     with pytest.raises(SettingsError, match=r"refresh\.gate_k = 7 is none of evaluation\.cutoffs = \[5, 10\]"):
         refreshed(copied, "refresh.gate_k=7")
