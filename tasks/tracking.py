@@ -21,6 +21,11 @@ from tasks.outputs import new_directory
 HISTORIES = ("history", "finetune_history")
 """Tables with a learning curve: epoch, metric, value."""
 
+_EVENTS = "events.out.tfevents."
+"""What the names of TensorBoard's files begin with."""
+_MARK = "artefact.txt"
+"""File beside them that says of which artefact they are."""
+
 CONTENT = "p2rec.content"
 """MLflow tag that says what a run was made of, so that it is not logged twice."""
 
@@ -123,14 +128,16 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def write_tensorboard(runs: Sequence[TrackedRun], directory: Path) -> list[Path]:
-    """Write event files, a directory per run, under ``directory``.
+    """Write event files, a directory per run, under ``directory``; those that are there already are left as they are.
+
+    A run's directory appears whole or not at all.
 
     Returns:
-        The runs' directories.
+        The directories that were written.
 
     Raises:
         ExtraMissing: TensorBoard is not installed.
-        OutputNotWritten: A run is there already, or the directory cannot be written.
+        OutputNotWritten: Something else is where a run should be, or the directory cannot be written.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -139,6 +146,11 @@ def write_tensorboard(runs: Sequence[TrackedRun], directory: Path) -> list[Path]
     written = []
     for run in runs:
         place = directory / run.name
+        if not _is_of(place, run):
+            # a cell that was computed anew is a run beside the older one
+            place = place.with_name(f"{place.name}.{run.facts['artefact'].rpartition('/')[2][:8]}")
+        if any(place.glob(f"{_EVENTS}*")):
+            continue
         with new_directory(place) as unfinished, SummaryWriter(str(unfinished)) as writer:
             for metric, curve in run.curves.items():
                 for epoch, value in curve:
@@ -147,8 +159,15 @@ def write_tensorboard(runs: Sequence[TrackedRun], directory: Path) -> list[Path]
                 writer.add_scalar(metric, value, 0)
             for title, facts in (("settings", run.parameters), ("made of", run.facts)):
                 writer.add_text(title, "\n".join(f"    {name} = {value}" for name, value in facts.items()), 0)
+            (unfinished / _MARK).write_text(run.facts["artefact"], encoding="utf-8")
         written.append(place)
     return written
+
+
+def _is_of(place: Path, run: TrackedRun) -> bool:
+    """Whether what is in a directory, if anything, was made of the same training; what has no mark is taken for it."""
+    mark = place / _MARK
+    return not mark.exists() or mark.read_text(encoding="utf-8") == run.facts["artefact"]
 
 
 def log_to_mlflow(runs: Sequence[TrackedRun], uri: str, experiment: str) -> tuple[int, int]:

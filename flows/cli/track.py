@@ -30,8 +30,8 @@ def track(
 ) -> None:
     """Log learning curves, test metrics and settings of every training of a snapshot, or of an experiment's cells.
 
-    TensorBoard and MLflow are extras: `pip install tensorboard`, `pip install mlflow-skinny`. MLflow is told nothing
-    twice.
+    TensorBoard and MLflow are extras: `pip install tensorboard`, `pip install mlflow-skinny`. What is there already is
+    left as it is.
 
     Examples:
         p2rec track tensorboard -d beauty --to runs
@@ -47,7 +47,8 @@ def track(
     if not runs:
         raise DataError(f"There is no training in {place}.", remedy="Run it first.")
     if tracker == "tensorboard":
-        n_logged, n_known = len(write_tensorboard(runs, Path(to))), 0
+        n_logged = len(write_tensorboard(runs, Path(to)))
+        n_known = len(runs) - n_logged
     else:
         n_logged, n_known = log_to_mlflow(runs, to, experiment or dataset)
     if as_json:

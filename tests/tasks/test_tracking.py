@@ -1,5 +1,6 @@
 """Curves and metrics where other programs look for them, read back by these programs; a faiss index, asked."""
 
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -68,9 +69,26 @@ def test_tensorboard_reads_what_was_written(snapshot, tmp_path):
     read.Reload()
     assert [(e.step, e.value) for e in read.Scalars("training/NDCG_at_10")] == [(1, 0.125), (2, 0.25)]
     assert [e.value for e in read.Scalars("test/keep/NDCG_at_10")] == [0.375]
-    with pytest.raises(OutputNotWritten, match="is there already"):
-        write_tensorboard(snapshot_runs(*snapshot), tmp_path / "runs")
     assert not list((tmp_path / "runs").rglob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_gets_what_is_new_and_keeps_what_is_there(snapshot, tmp_path):
+    pytest.importorskip("tensorboard")
+    runs = snapshot_runs(*snapshot)
+    assert len(write_tensorboard(runs[:1], tmp_path / "runs")) == 1
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("events*")}
+    assert write_tensorboard(runs, tmp_path / "runs") == [tmp_path / "runs" / runs[1].name]
+    assert write_tensorboard(runs, tmp_path / "runs") == []
+    assert {path: path.read_bytes() for path in before} == before
+    anew = dataclasses.replace(runs[0], facts=runs[0].facts | {"artefact": "recommender/0123456789"})
+    assert write_tensorboard([anew], tmp_path / "runs") == [tmp_path / "runs" / f"{anew.name}.01234567"]
+    assert write_tensorboard([anew, *runs], tmp_path / "runs") == []
+    place = tmp_path / "other" / runs[0].name
+    place.mkdir(parents=True)
+    (place / "mine.txt").write_text("mine")
+    with pytest.raises(OutputNotWritten, match="is there already"):
+        write_tensorboard(runs, tmp_path / "other")
 
 
 @pytest.mark.filterwarnings("ignore")
