@@ -263,7 +263,8 @@ def read_experiment(path: Path) -> ExperimentSettings:
     """Read an experiment from a TOML file; its name is that of the file where the file does not give one.
 
     Raises:
-        SettingsError: The file cannot be read, or a key or value is wrong.
+        SettingsError: The file cannot be read, a key or value is wrong, or a dataset has settings and is not among the
+            experiment's.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -271,7 +272,13 @@ def read_experiment(path: Path) -> ExperimentSettings:
         raise SettingsError(f"The experiment {path} cannot be read: {error.strerror}.", remedy="Check it.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error
-    return experiment_settings({"name": path.stem} | values, place=str(path))
+    experiment = experiment_settings({"name": path.stem} | values, place=str(path))
+    # not in the model: an experiment that is narrowed keeps the settings of the datasets that it leaves out
+    for name in experiment.dataset_settings:
+        if name not in experiment.datasets:
+            known = _unknown("dataset", name, experiment.datasets)
+            raise SettingsError(f"{path}: dataset_settings: {known}.", remedy=_REMEDY)
+    return experiment
 
 
 def assigned(text: str) -> tuple[str, Value]:

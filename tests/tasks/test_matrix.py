@@ -209,6 +209,16 @@ def test_an_experiment_is_read_from_toml(tmp_path):
         read_experiment(tmp_path / "none.toml")
 
 
+def test_settings_of_a_dataset_that_the_experiment_does_not_have_are_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    text = 'datasets = ["beauty", "yelp"]\nbackbones = ["sasrec"]\n[arms.base]\nvariant = "base"\n'
+    path.write_text(text + '[dataset_settings.beatuy]\n"clusters.n_clusters" = 5\n')
+    with pytest.raises(SettingsError, match=r"dataset_settings: there is no dataset 'beatuy' \(did you mean beauty\?"):
+        read_experiment(path)
+    path.write_text(text + '[dataset_settings.beauty]\n"clusters.n_clusters" = 5\n')
+    assert read_experiment(path).narrowed(datasets=["yelp"]).datasets == ("yelp",)
+
+
 def test_narrowing_keeps_the_seed_of_the_trials(define):
     whole = define(seeds=[3, 4], roles={"base": "base", "ci": "ci"})
     part = whole.narrowed(seeds=[4, 5], arms=["ci"])
