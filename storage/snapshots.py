@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, SnapshotOvertaken, StoreError
+from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, SnapshotOvertaken, StoreError, did_you_mean
 from storage.artefacts import Artefact, Store
 from storage.disk import make_directory, os_errors, replace_durably
 from storage.manifest import FORMAT_VERSION, ArtefactRef, checked_name, digest_of, render_json, utc_now
@@ -479,8 +479,10 @@ def _read_number(store: Store, directory: Path, dataset: str, number: int) -> Sn
 
 
 def _nothing_there(store: Store, dataset: str) -> StoreError:
-    there = ", ".join(snapshot_datasets(store)) or "none"
+    names = snapshot_datasets(store)
+    hint = did_you_mean(dataset.lower(), names)
     return StoreError(
-        f"There is no snapshot of '{dataset}' in {store.root} (it has: {there}).",
+        f"There is no snapshot of '{dataset}' in {store.root} ({hint}{' ' if hint else ''}it has: "
+        f"{', '.join(names) or 'none'}).",
         remedy=f"Make one with `p2rec run --dataset {dataset}`.",
     )

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,8 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
     Raises:
         DataError: There is no such dataset, its file is gone, or what is remembered of it is damaged.
     """
-    if registration_path(store, dataset).exists():
+    imported = imported_datasets(store)
+    if dataset in imported:
         entry = read_registration(store, dataset)
         path = Path(entry["path"])
         if not path.exists() and not is_pattern(path):
@@ -109,7 +110,7 @@ def find_source(dataset: str, store: Store, *, progress: Progress | None = None)
             dataset, path, entry["ingest"], synthetic=False, texts=None if texts is None else TextFile(Path(texts))
         )
     if dataset not in DATASETS:
-        raise _no_dataset(dataset, store)
+        raise _no_dataset(dataset, imported)
     directory = os.environ.get(DIRECTORY_VARIABLE)
     offline = os.environ.get(OFFLINE_VARIABLE, "0") != "0"
     path = locate(
@@ -144,20 +145,21 @@ def ingest_settings_of(dataset: str, chosen: IngestSettings, store: Store) -> In
         DataError: There is no such dataset, or what is remembered of it is damaged.
         SettingsError: Another layout was chosen than the file was imported with.
     """
-    if registration_path(store, dataset).exists():
+    imported = imported_datasets(store)
+    if dataset in imported:
         remembered = read_registration(store, dataset)["ingest"]
     elif dataset in DATASETS:
         remembered = {"format": DATASETS[dataset].format}
     else:
-        raise _no_dataset(dataset, store)
+        raise _no_dataset(dataset, imported)
     return Source(dataset, Path(), remembered, synthetic=False).ingest_settings(chosen)
 
 
-def _no_dataset(dataset: str, store: Store) -> DataError:
-    names = sorted({*DATASETS, *imported_datasets(store)})
-    hint = did_you_mean(dataset, names)
+def _no_dataset(dataset: str, imported: Sequence[str]) -> DataError:
+    names = sorted({*DATASETS, *imported})
+    hint = did_you_mean(dataset.lower(), names).capitalize()
     return DataError(
-        f"There is no dataset {dataset!r}{f' ({hint})' if hint else ''}.",
+        f"There is no dataset {dataset!r}.{' ' if hint else ''}{hint}",
         remedy=f"Choose one of {', '.join(names)}, or import a file with `p2rec data import FILE --name NAME`.",
     )
 
@@ -272,9 +274,11 @@ def unregister(store: Store, dataset: str, *, force: bool = False) -> str:
     """
     names = imported_datasets(store)
     if dataset not in names:
-        known = " It is known, and cannot be removed." if dataset in DATASETS else ""
+        hint = " It is known, and cannot be removed." if dataset in DATASETS else ""
+        if guess := did_you_mean(dataset.lower(), names):
+            hint = f" {guess.capitalize()}"
         raise DataError(
-            f"There is no imported dataset {dataset!r}.{known}",
+            f"There is no imported dataset {dataset!r}.{hint}",
             remedy=f"Choose one of {', '.join(names)}." if names else "There is none in this store.",
         )
     snapshots = list_snapshots(store, dataset) if dataset in snapshot_datasets(store) else []

@@ -169,6 +169,9 @@ def test_a_directory_of_partitions(p2rec):
         ("p2rec init clicks.csv --user-column who", 3, "there is no column 'who'"),
         ("p2rec init clicks.csv --to no/where/x.toml --json", 0, ""),
         ("p2rec init clicks.csv --to clicks.csv/x.toml", 4, "cannot be written"),
+        ("p2rec run -d Beauty --dry-run", 3, "There is no dataset 'Beauty'. Did you mean beauty?"),
+        ("p2rec run -d ../beauty --dry-run", 3, "There is no dataset '../beauty'. Did you mean beauty?"),
+        ("p2rec data describe -d samples", 3, "Did you mean sample?"),
         ("p2rec data import clicks.csv --name clicks", 2, "let `p2rec init clicks.csv` write a configuration"),
     ],
 )

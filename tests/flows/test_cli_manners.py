@@ -202,7 +202,7 @@ def test_the_settings_of_an_imported_dataset_are_those_of_its_run(
     assert values("-d", "ml-1m")["format"] == "sequences"
     with pytest.raises(errors.SettingsError, match=r"was imported with"):
         values("-d", "clicks", "--set", "ingest.format=tsv")
-    with pytest.raises(errors.DataError, match=r"There is no dataset 'click' \(did you mean clicks\?\)\."):
+    with pytest.raises(errors.DataError, match=r"There is no dataset 'click'\. Did you mean clicks\?"):
         values("-d", "click")
 
 

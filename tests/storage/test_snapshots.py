@@ -86,6 +86,8 @@ def test_what_is_not_there_is_named_with_what_is(store: Store, two: Path) -> Non
     with pytest.raises(StoreError, match="no snapshot of 'beauty'"):
         read_snapshot(store, "beauty", 1)
     assert list_snapshots(store, "beauty") == []
+    with pytest.raises(StoreError, match=r"no snapshot of 'tinny' in .* \(did you mean tiny\? it has: tiny\)"):
+        read_snapshot(store, "tinny")
 
 
 def test_only_artefacts_that_exist_make_a_snapshot(store: Store, refs: list[ArtefactRef]) -> None:
