@@ -23,7 +23,7 @@ from p2rec_core.settings.proposal import DataSizes, Proposal, proposals
 from storage.datasets import DATASETS
 from storage.ingest.detect import Detected, Wanted, detect
 from storage.ingest.first_look import Core, FirstLook, first_look
-from storage.ingest.partitions import joined
+from storage.ingest.partitions import is_pattern, joined, partitions_of
 from storage.manifest import checked_name
 from tasks.outputs import write_new_text
 
@@ -32,7 +32,7 @@ _NAME = re.compile(r"[^a-z0-9._-]+")
 
 
 def init(
-    path: Annotated[Path, Parameter(help="The file of interactions, or a directory of its partitions.")],
+    path: Annotated[Path, Parameter(help="The file of interactions, a directory of its partitions, or a pattern.")],
     /,
     *,
     name: Annotated[str | None, Parameter(name="--name", help="Name of the dataset; default that of the file.")] = None,
@@ -58,7 +58,7 @@ def init(
     ] = OnError.STRICT,
     item_texts: Annotated[
         Path | None,
-        Parameter(name="--item-texts", help=".tsv or .csv of the items' texts, for the command that follows."),
+        Parameter(name="--item-texts", help=".tsv or .csv of the items' texts, for the command that follows; checked."),
     ] = None,
     everything: Annotated[
         bool, Parameter(name="--all", negative="", help="Also write every other setting, as a comment.")
@@ -90,7 +90,7 @@ def init(
         delimiter=validated({"ingest": {"delimiter": delimiter}}).ingest.delimiter,
         header=not no_header,
     )
-    found, look = _looked_at(path, wanted, on_error)
+    found, look = _looked_at(path, wanted, on_error, item_texts)
     chosen = [*_of_the_file(found, look, on_error), *proposals(_sizes(look.core))]
     commands = _commands(path, dataset, target, item_texts)
     text = configuration(_head(path, look, commands), chosen, left_out=_EXPERIMENTS_ONLY, everything=everything)
@@ -110,8 +110,8 @@ def _name_of(path: Path) -> str:
     return _NAME.sub("-", stem.lower()).strip("-._") or "data"
 
 
-def _looked_at(path: Path, wanted: Wanted, on_error: OnError) -> tuple[Detected, FirstLook]:
-    """Format, columns and sizes of a file, or of the partitions of a directory taken together."""
+def _looked_at(path: Path, wanted: Wanted, on_error: OnError, item_texts: Path | None) -> tuple[Detected, FirstLook]:
+    """Format, columns and sizes of a file, or of the partitions of a directory or pattern taken together."""
     defaults = IngestSettings()
 
     def look(file: Path) -> tuple[Detected, FirstLook]:
@@ -124,16 +124,14 @@ def _looked_at(path: Path, wanted: Wanted, on_error: OnError) -> tuple[Detected,
             max_rejected=defaults.max_rejected,
             drop_duplicates=defaults.drop_duplicates,
             dialect=found.dialect,
+            item_texts=item_texts,
         )
 
-    if not path.is_dir():
+    if not path.is_dir() and not is_pattern(path):
         return look(path)
-    if wanted.format is None:
-        raise SettingsError(
-            f"{path} is a directory.", remedy="Say with --format what its partitions are, e.g. --format parquet."
-        )
+    format = detect(partitions_of(path)[0], wanted).format
     with tempfile.TemporaryDirectory(prefix="p2rec-init-") as folder:
-        return look(joined(path, wanted.format, Path(folder), header=wanted.header))
+        return look(joined(path, format, Path(folder), header=wanted.header))
 
 
 def _of_the_file(found: Detected, look: FirstLook, on_error: OnError) -> Iterator[Proposal]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from p2rec_core.errors import DataError
 from storage.ingest.engine import Engine, open_engine
+from storage.ingest.item_text import read_item_texts
 from storage.ingest.kcore import k_core
 from storage.ingest.layout import PLAIN, Columns, Dialect
 from storage.ingest.load import load
@@ -68,6 +69,7 @@ def first_look(
     max_rejected: float,
     drop_duplicates: bool,
     dialect: Dialect = PLAIN,
+    item_texts: Path | None = None,
 ) -> FirstLook:
     """Read a file as an import does, count, and try the k-cores of ``BOUNDS``.
 
@@ -79,12 +81,13 @@ def first_look(
         max_rejected: Part of the rows, 0…1, that quarantine may pass over.
         drop_duplicates: Whether rows equal in user, item and timestamp count once.
         dialect: How a CSV or TSV file departs from its format.
+        item_texts: A file of the items' texts, to see whether an import can use it.
 
     Returns:
         Counts, and the strictest core that keeps enough.
 
     Raises:
-        DataError: The file or its rows cannot be used, or no user has enough interactions.
+        DataError: The file or its rows, or the file of texts, cannot be used, or no user has enough interactions.
     """
     with open_engine(None) as engine:
         loaded = load(
@@ -100,6 +103,7 @@ def first_look(
         distinct = "DISTINCT" if drop_duplicates and timed else "ALL"
         engine.run(f"CREATE TEMP TABLE events AS SELECT {distinct} user_id AS u, item_id AS i, stamp FROM raw")
         n_users, n_items = engine.rows("SELECT count(DISTINCT u), count(DISTINCT i) FROM events")[0]
+        notices = loaded.notices + _about_texts(engine, item_texts)
         core = _suiting(engine)
         if core is None:
             raise DataError(
@@ -107,7 +111,15 @@ def first_look(
                 "order from.",
                 remedy="Check that the user's column is the right one, or take a longer period.",
             )
-        return FirstLook(loaded.n_rows, loaded.n_rejected, int(n_users), int(n_items), core, loaded.notices)
+        return FirstLook(loaded.n_rows, loaded.n_rejected, int(n_users), int(n_items), core, notices)
+
+
+def _about_texts(engine: Engine, path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    item_ids = [item_id for (item_id,) in engine.rows("SELECT DISTINCT i FROM events ORDER BY i")]
+    n_missing = read_item_texts(path, item_ids, None).n_missing
+    return [f"{n_missing} of {len(item_ids)} items have no text."] if n_missing else []
 
 
 def _suiting(engine: Engine) -> Core | None:

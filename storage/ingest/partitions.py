@@ -45,7 +45,7 @@ def joined(directory: Path, format: str, place: Path, *, header: bool = True) ->
         DataError: There is no partition, one is damaged or changes meanwhile, or two do not have the same columns.
         StoreError: The joined file cannot be written.
     """
-    partitions = _partitions(directory)
+    partitions = partitions_of(directory)
     before = _hashes(partitions)
     prefix = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12]
     kind = format if header else f"{format} without a header"
@@ -99,7 +99,12 @@ def _literal(pattern: Path) -> Path:
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
-def _partitions(directory: Path) -> list[Path]:
+def partitions_of(directory: Path) -> list[Path]:
+    """The files of a directory, or those that a pattern matches, in the order of their paths.
+
+    Raises:
+        DataError: There is none.
+    """
     with os_errors(directory):
         if is_pattern(directory):
             root, matches = _literal(directory), [Path(name) for name in glob.glob(str(directory), recursive=True)]
@@ -111,8 +116,13 @@ def _partitions(directory: Path) -> list[Path]:
             if path.is_file() and not any(p.startswith((".", "_")) for p in path.relative_to(root).parts)
         ]
     if not found:
+        if is_pattern(directory):
+            raise DataError(
+                f"The pattern {directory} matches no file, those aside that begin with a dot or an underscore.",
+                remedy="Check it, and quote it in a shell.",
+            )
         raise DataError(
-            f"The {'pattern' if is_pattern(directory) else 'directory'} {directory} holds no partition.",
+            f"The directory {directory} holds no partition.",
             remedy="Put files into it whose names begin with neither a dot nor an underscore.",
         )
     return sorted(found, key=lambda path: path.as_posix())

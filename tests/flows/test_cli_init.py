@@ -115,6 +115,28 @@ def test_a_file_with_semicolons_is_recognised_and_imported(p2rec):
     assert p2rec("p2rec init other.csv --name x --delimiter ab").returncode == 2
 
 
+def test_a_pattern_is_looked_at_as_it_is_imported(p2rec):
+    header, *rows = Path("clicks.csv").read_text().splitlines(keepends=True)
+    for part in range(2):
+        Path(f"one-{part}.csv").write_text(header + "".join(rows[part::2]))
+    call = p2rec("p2rec init 'one*.csv' --json")
+    assert call.returncode == 0, call.stderr
+    said = json.loads(call.stdout)
+    assert (said["dataset"], said["format"], said["found"]["n_rows"]) == ("one", "csv", 48)
+    assert said["next"][0] == "p2rec data import 'one*.csv' --name one --config one.toml"
+    assert p2rec(said["next"][0]).returncode == 0
+    assert "The pattern two*.csv matches no file." in p2rec("p2rec init 'two*.csv'").stderr
+
+
+def test_texts_are_looked_at_as_well(p2rec):
+    call = p2rec("p2rec init clicks.csv --item-texts nosuch.tsv")
+    assert (call.returncode, "nosuch.tsv cannot be read" in call.stderr) == (3, True)
+    assert not Path("clicks.toml").exists()
+    Path("words.tsv").write_text("item\twords\ni1\ta thing\n")
+    call = p2rec("p2rec init clicks.csv --item-texts words.tsv")
+    assert (call.returncode, "note: 7 of 8 items have no text." in call.stdout) == (0, True)
+
+
 def test_nothing_is_overwritten_and_nothing_is_left_beside(p2rec):
     Path("clicks.toml").write_text("mine")
     before = sorted(Path().iterdir())
@@ -153,8 +175,7 @@ def test_a_directory_of_partitions(p2rec):
         users, items, times = zip(*rows[day::2], strict=True)
         table = pa.table({"user_id": users, "item_id": items, "timestamp": times})
         pq.write_table(table, f"days/2026-01-0{day + 1}.parquet")
-    assert "Say with --format" in p2rec("p2rec init days").stderr
-    call = p2rec("p2rec init days --format parquet --json")
+    call = p2rec("p2rec init days --json")
     assert call.returncode == 0, call.stderr
     assert json.loads(call.stdout)["found"]["n_rows"] == 36
     assert p2rec(json.loads(call.stdout)["next"][0]).returncode == 0

@@ -180,7 +180,7 @@ def test_a_pattern_is_what_it_matches(days, place, tmp_path):
     store = Store.open(tmp_path / "store")
     register(store, "clicks", days / "2026-*.csv", IngestSettings(format="csv", timestamp_column=None))
     assert find_source("clicks", store).path.read_text() == "user_id,item_id\nu1,x\nu2,x\n"
-    with pytest.raises(DataError, match=r"The pattern .*2024-\*\.csv holds no partition"):
+    with pytest.raises(DataError, match=r"The pattern .*2024-\*\.csv matches no file"):
         joined(days / "2024-*.csv", "csv", place)
     (days / "2026-03.csv").write_text("item_id,user_id\nx,u3\n")
     with pytest.raises(DataError, match=r"2026-03\.csv has the columns .*: in another order"):
