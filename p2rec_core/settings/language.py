@@ -4,6 +4,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
+from p2rec_core.language.identity import MINILM, RANDOM_MODELS
 from p2rec_core.settings.base import Settings
 
 
@@ -35,10 +36,12 @@ class Pooling(StrEnum):
 class LanguageModelSettings(Settings):
     """Which language model is used and how it is addressed."""
 
-    name_or_path: str = Field("all-MiniLM-L6-v2", min_length=1)
-    """A built-in name (``all-MiniLM-L6-v2``, ``random-MiniLM-L6-v2``, ``random-llama-small``, the latter two with
-    weights drawn at random), a directory with safetensors weights, or the name of a model in the local Hugging Face
-    cache."""
+    name_or_path: str = Field(
+        MINILM,
+        min_length=1,
+        description=f"A built-in name (``{MINILM}``; with weights drawn at random ``{'``, ``'.join(RANDOM_MODELS)}``), "
+        "a directory with safetensors weights, or the name of a model in the local Hugging Face cache.",
+    )
     revision: str | None = None
     """Commit of the model repository; only for names."""
     dtype: Dtype = Dtype.FLOAT32

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.cli import app
+from p2rec_core.language.identity import BUILT_IN_NAMES
+from p2rec_core.settings.language import LanguageModelSettings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,3 +42,11 @@ def test_the_tree_is_there_and_whole() -> None:
     packages = {name for name in there if (ROOT / name / "__init__.py").exists()}
     assert named >= packages
     assert named <= there
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/use-another-language-model.md", "the setting"])
+def test_built_in_language_models_are_the_same_everywhere(page: str) -> None:
+    described = LanguageModelSettings.model_fields["name_or_path"].description or ""
+    text = described.replace("``", "`") if page == "the setting" else (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:all|random)-\S+?)`", text))
+    assert named == set(BUILT_IN_NAMES)
