@@ -125,7 +125,7 @@ def test_a_pattern_is_looked_at_as_it_is_imported(p2rec):
     assert (said["dataset"], said["format"], said["found"]["n_rows"]) == ("one", "csv", 48)
     assert said["next"][0] == "p2rec data import 'one*.csv' --name one --config one.toml"
     assert p2rec(said["next"][0]).returncode == 0
-    assert "The pattern two*.csv matches no file." in p2rec("p2rec init 'two*.csv'").stderr
+    assert "The pattern two*.csv matches no file" in p2rec("p2rec init 'two*.csv'").stderr
 
 
 def test_texts_are_looked_at_as_well(p2rec):
