@@ -46,7 +46,7 @@ class Catalogue:
         ArtefactDamaged: An artefact is not the one that the snapshot means, or a table is damaged.
         SettingsError: ``memory_limit`` is no number with a unit.
         ResourceError: ``memory_limit`` is too little to open the snapshot.
-        StoreError: The store's path cannot be queried.
+        StoreError: The store's path cannot be queried, or there is no place for temporary files.
     """
 
     def __init__(self, store: Store, snapshot: Snapshot, *, memory_limit: str = "2GB", threads: int = 2) -> None:
@@ -56,7 +56,13 @@ class Catalogue:
         sources = _sources(store, snapshot)
         self._sources = [(table, source.artefact) for table, parts in sources.items() for source in parts]
         self._views: dict[str, dict[str, str]] = {}
-        self._spilled = tempfile.TemporaryDirectory(prefix="p2rec-query-")
+        try:
+            self._spilled = tempfile.TemporaryDirectory(prefix="p2rec-query-")
+        except OSError as error:
+            raise StoreError(
+                f"There is no place for temporary files: {error.strerror or error}.",
+                remedy="Name a directory that can be written in TMPDIR.",
+            ) from error
         try:
             self._open(sources, snapshot, threads)
             self._views = {table: self._columns(table) for table in sorted(sources)}
@@ -131,7 +137,8 @@ class Catalogue:
             self._select(sql)
             bound = dict(parameters) if isinstance(parameters, Mapping) else list(parameters or ())
             table = self._connection.sql(sql, params=bound or None).to_arrow_table()
-        except duckdb.OutOfMemoryException as error:
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:  # the latter where a disk is full
+            self._verify()
             raise self._out_of_memory(error) from error
         except duckdb.Error as error:
             self._verify()  # garbage collection may have taken a table meanwhile

@@ -354,3 +354,11 @@ def test_too_little_memory_is_said_with_what_to_do(store: Store, snapshot: Snaps
         Catalogue(store, snapshot, memory_limit="1KB")
     with pytest.raises(SettingsError, match=r"'much' is no size of memory\."):
         Catalogue(store, snapshot, memory_limit="much")
+
+
+def test_where_there_is_no_place_for_temporary_files_it_is_said(
+    store: Store, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(StoreError, match=r"There is no place for temporary files: No such file .* TMPDIR\."):
+        Catalogue(store, snapshot)
