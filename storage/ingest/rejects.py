@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from p2rec_core.errors import DataError
+from storage.ingest.dates import is_date, is_number
 from storage.ingest.engine import Engine
 from storage.ingest.layout import MAX_ID_BYTES
 
@@ -96,6 +97,12 @@ def _of_the_file(engine: Engine) -> str:
     )[0]
     if reason not in _EXPECTED:
         return f"Hardly any row is as the settings say. Look at line {line}, {content[:80]!r}: {REASONS[reason]}."
+    if (reason == "text_timestamp" and is_date(value)) or (reason == "invalid_date" and is_number(value)):
+        kinds = ("numbers", "dates") if reason == "text_timestamp" else ("dates", "numbers")
+        return (
+            f"A file has numbers or dates: its first time makes this one of {kinds[0]}, while line {line} has "
+            f"{value[:80]!r}. Write all of them as {kinds[1]}, or mend the first rows."
+        )
     return (
         f"Hardly any row has a time. Line {line} has {(value or '')[:80]!r} in that column, expected "
         f"{_EXPECTED[reason]}: write the times so, name another column (--timestamp-column), or keep the order "

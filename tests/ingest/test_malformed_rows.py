@@ -86,6 +86,19 @@ def test_where_hardly_any_row_can_be_read_the_remedy_is_not_to_lose_them(put, re
     assert "max_rejected" not in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("first", "others", "words"),
+    [
+        ("0", "2023-11-05", "this one of numbers, while line 3 has '2023-11-05'. Write all of them as dates"),
+        ("2023-11-05", "1700000000", "this one of dates, while line 3 has '1700000000'. Write all of them as numbers"),
+    ],
+)
+def test_a_first_row_unlike_all_others_is_named(put, read, first, others, words):
+    with pytest.raises(DataError) as caught:
+        read(put(HEADER + f"u,i,{first}\n" + f"u,j,{others}\n" * 20))
+    assert words in caught.value.remedy
+
+
 def test_a_file_of_rejects_holds_no_interactions(put, read):
     with pytest.raises(DataError, match="no usable row"):
         read(put(HEADER + "u,i,x\n"), on_error="quarantine", max_rejected=1)
