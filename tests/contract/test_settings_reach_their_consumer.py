@@ -88,9 +88,8 @@ def other(name: str, value: Any) -> Any:
 
 def defaults(backbone: str) -> PipelineSettings:
     section = {"encoder": {"backbone": backbone}}
-    return validated(
-        {"language_model": {"name_or_path": "random-llama-tiny"}, "backbone": section, "recommender": section}
-    )
+    values = {"language_model": {"name_or_path": "random-llama-tiny"}, "backbone": section, "recommender": section}
+    return validated(values | {"fusion": {"kind": "sum"}})  # init takes one whitening only
 
 
 DEFAULTS = defaults(DEFAULT_BACKBONE)
