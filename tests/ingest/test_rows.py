@@ -230,7 +230,7 @@ def test_row_50_a_user_with_very_many_interactions(tmp_path: Path, n: int) -> No
     ("embeddings", "words"),
     [
         (np.eye(3, dtype=np.float32), "clusters.n_clusters = 5, but only 3 distinct items"),
-        (np.ones((40, 3), np.float32), "but only 1 distinct items have training interactions. Train the backbone on more"),
+        (np.ones((40, 3), np.float32), "only 1 distinct items have training interactions. Train the backbone on more"),
         (np.full((40, 3), np.nan, np.float32), "40 of 40 item embeddings are not finite"),
         (np.where(np.eye(40, 3) > 0, np.inf, 0).astype(np.float32), "3 of 40 item embeddings are not finite"),
     ],
