@@ -27,7 +27,7 @@ from p2rec_core.gate import Compared, data_checks, drift_checks, recommender_che
 from p2rec_core.settings.pipeline import PipelineSettings, Profile, Recipe, RuntimeSettings
 from p2rec_core.settings.refresh import RefreshSettings
 from storage.artefacts import DEFAULT_STORE, ArtefactRef, Store
-from storage.snapshots import Snapshot, publish_snapshot, read_snapshot
+from storage.snapshots import Snapshot, current_number, publish_snapshot, read_snapshot
 from tasks.dag import Slot
 from tasks.machine import check_device
 from tasks.prefect_task import run_slot
@@ -172,8 +172,9 @@ def _refresh(
     refs = {name: result.ref for name, result in results.items()}
     try:
         made = publish_snapshot(store, source.dataset, refs, info, refused=refused, base=current.number)
-    except SnapshotOvertaken as error:
-        refused = ["s" + error.problem.removeprefix("S").removesuffix(".")]
+    except SnapshotOvertaken:
+        now = current_number(store, source.dataset)
+        refused = [f"snapshot {now} became the current one while snapshot {current.number} was refreshed"]
         made = publish_snapshot(store, source.dataset, refs, info, refused=refused)
     now = current.number if refused else made.number
     run = RunReport(source.dataset, source.synthetic, results, now, time.monotonic() - begun)

@@ -264,7 +264,7 @@ def test_a_night_that_was_overtaken_at_the_last_moment_does_not_replace_the_othe
 
     monkeypatch.setattr("flows.refresh.publish_snapshot", overtaken)
     report, name = refreshed(copied)
-    reason = "snapshot 3 of 'clicks' became the current one while snapshot 1 was to be replaced"
+    reason = "snapshot 3 became the current one while snapshot 1 was refreshed"
     assert (name, report.made, report.refused) == (REFUSED, 4, (reason,))
     assert copied.current() == 3
     assert refusal_of(read_snapshot(store, "clicks", 4)) == (reason,)
