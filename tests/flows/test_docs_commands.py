@@ -132,7 +132,8 @@ def adapted(command: str, small: list[str]) -> list[str]:
     if "causal_conv" in command:
         chosen = [a for a in chosen if "inner_size" not in a]
     extra = [word for a in chosen if a.partition("=")[0] not in given for word in ("--set", a)]
-    if words[1] in TRAINS or words[1:3] == ["experiment", "run"] or words[1:3] == ["experiment", "show"]:
+    trains = words[1] in TRAINS and (words[1] != "show" or "--plan" in words)
+    if trains or words[1:3] == ["experiment", "run"] or words[1:3] == ["experiment", "show"]:
         words += extra
     needs_gpu = "run" in words[1:3] and any(word == "gpu" or word.startswith("runtime.device=cuda") for word in words)
     if needs_gpu and "--dry-run" not in words:
