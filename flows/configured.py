@@ -54,7 +54,7 @@ def _profile() -> dict[str, Any]:
     """The active profile; empty where there is none, or its file is not valid TOML: Prefect warns of that."""
     try:
         profiles = tomllib.loads(_profiles_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     active = os.environ.get("PREFECT_PROFILE") or profiles.get("active")
     found = _at(profiles, ("profiles", active)) if isinstance(active, str) else None
@@ -78,7 +78,7 @@ def _toml(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise SettingsError(f"{path.absolute()} cannot be read: {error.strerror}.", remedy="Check the file.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path.absolute()} is not valid TOML: {error}.", remedy="Correct the file.") from error
 
 

@@ -1,6 +1,5 @@
 """When flows are run: schedules from a TOML file."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.base import Settings
+from p2rec_core.settings.pipeline import read_toml
 
 Scheduled = Literal["pipeline", "stage", "refresh", "experiment", "report", "gc"]
 
@@ -69,7 +69,7 @@ def read_schedules(path: Path) -> tuple[Schedule, ...]:
         SettingsError: A file cannot be read, or is wrong; names every wrong field.
     """
     try:
-        schedules = _File.model_validate(_toml(path)).schedule
+        schedules = _File.model_validate(read_toml(path)).schedule
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, entry['loc']))}: {entry['msg']}" for entry in error.errors()]
         raise SettingsError(f"{path}: {'; '.join(problems)}.", remedy="Correct the file.") from error
@@ -107,14 +107,5 @@ def _with_settings(schedule: Schedule, directory: Path) -> Schedule:
             f"A schedule of {schedule.deployment} has both config and parameters.settings.",
             remedy="Write all settings into one of them.",
         )
-    parameters = schedule.parameters | {"settings": _toml(directory / schedule.config)}
+    parameters = schedule.parameters | {"settings": read_toml(directory / schedule.config)}
     return schedule.model_copy(update={"parameters": parameters})
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}.", remedy="Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 from p2rec_core.backbones.registry import ENCODERS
 from p2rec_core.errors import SettingsError, did_you_mean
 from p2rec_core.settings.base import Settings
-from p2rec_core.settings.pipeline import PipelineSettings, Profile, pipeline_settings
+from p2rec_core.settings.pipeline import PipelineSettings, Profile, pipeline_settings, read_toml
 from p2rec_core.settings.sequence_model import Variant
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -266,13 +265,7 @@ def read_experiment(path: Path) -> ExperimentSettings:
         SettingsError: The file cannot be read, a key or value is wrong, or a dataset has settings and is not among the
             experiment's.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"The experiment {path} cannot be read: {error.strerror}.", remedy="Check it.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error
-    experiment = experiment_settings({"name": path.stem} | values, place=str(path))
+    experiment = experiment_settings({"name": path.stem} | read_toml(path), place=str(path))
     # not in the model: an experiment that is narrowed keeps the settings of the datasets that it leaves out
     for name in experiment.dataset_settings:
         if name not in experiment.datasets:
@@ -294,7 +287,7 @@ def assigned(text: str) -> tuple[str, Value]:
         )
     try:
         return name.strip(), json.loads(raw)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         return name.strip(), raw
 
 

@@ -269,7 +269,7 @@ def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The nested values of a configuration file.
+    """The nested values of a TOML file that a user has written.
 
     Raises:
         SettingsError: It cannot be read, or is no TOML.
@@ -277,10 +277,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(
-            f"The configuration file {path} cannot be read: {error.strerror}.", remedy="Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}.", remedy="Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:  # the last of deep brackets
         raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error
 
 
@@ -292,7 +290,7 @@ def _assignment(text: str) -> dict[str, Any]:
         )
     try:
         value = json.loads(raw)
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         value = raw
     for part in reversed(path.strip().split(".")):
         value = {part: value}

@@ -16,6 +16,7 @@ from p2rec_core.settings.pipeline import (
     Recipe,
     describe_settings,
     pipeline_settings,
+    read_toml,
     validated,
 )
 from p2rec_core.settings.sequence_model import EncoderSettings
@@ -304,9 +305,14 @@ def test_the_papers_recipe_smooths_nothing():
 
 def test_a_configuration_file_that_is_not_there(tmp_path):
     error = refused(config=tmp_path / "none.toml")
-    assert (
-        error.problem == f"The configuration file {tmp_path / 'none.toml'} cannot be read: No such file or directory."
-    )
+    assert error.problem == f"{tmp_path / 'none.toml'} cannot be read: No such file or directory."
+
+
+def test_brackets_without_end_are_no_toml(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text("x = " + "[" * 20_000)
+    with pytest.raises(SettingsError, match=r"deep\.toml is not valid TOML: .*Correct the file"):
+        read_toml(path)
 
 
 @pytest.mark.parametrize("content", [b"[clusters\n", b"\xff\xfe"])
