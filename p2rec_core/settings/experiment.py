@@ -287,7 +287,7 @@ def assigned(text: str) -> tuple[str, Value]:
         )
     try:
         return name.strip(), json.loads(raw)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return name.strip(), raw
 
 

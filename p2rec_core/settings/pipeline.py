@@ -278,7 +278,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}.", remedy="Check the path.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:  # the last of deep brackets
+    except (ValueError, RecursionError) as error:  # also of bytes, of numbers too long and of brackets too deep
         raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error
 
 
@@ -290,7 +290,7 @@ def _assignment(text: str) -> dict[str, Any]:
         )
     try:
         value = json.loads(raw)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = raw
     for part in reversed(path.strip().split(".")):
         value = {part: value}

@@ -308,9 +308,10 @@ def test_a_configuration_file_that_is_not_there(tmp_path):
     assert error.problem == f"{tmp_path / 'none.toml'} cannot be read: No such file or directory."
 
 
-def test_brackets_without_end_are_no_toml(tmp_path):
+@pytest.mark.parametrize("value", ["[" * 20_000, "9" * 5000])
+def test_what_python_cannot_hold_is_no_toml(tmp_path, value):
     path = tmp_path / "deep.toml"
-    path.write_text("x = " + "[" * 20_000)
+    path.write_text(f"x = {value}")
     with pytest.raises(SettingsError, match=r"deep\.toml is not valid TOML: .*Correct the file"):
         read_toml(path)
 
