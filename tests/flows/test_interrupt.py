@@ -127,7 +127,8 @@ def test_a_refresh_that_is_interrupted_leaves_the_current_snapshot_and_goes_on(s
     small = options("clusters.n_clusters=12", "clusters.finer=[]")
     finished(start(["run", "-d", "clicks", *at, *settings, *small]))
     (tmp_path / "clicks.parquet").write_bytes((tmp_path / "nights/night-1.parquet").read_bytes())
-    words = ["refresh", "-d", "clicks", *at, *settings, *small, *gate, *options("refresh.epochs=12")]
+    often = options("refresh.epochs=40", "runtime.checkpoint_every_s=0")  # an epoch of a refresh is a matter of moments
+    words = ["refresh", "-d", "clicks", *at, *settings, *small, *gate, *often]
     err = interrupted(start(words), "store/work/backbone/*/checkpoint.safetensors", tmp_path)
     out, _ = finished(start(["snapshots", "-d", "clicks", "--json", *at]))
     assert [(row["number"], row["current"]) for row in json.loads(out)["snapshots"]] == [(1, True)]
