@@ -23,8 +23,8 @@ from flows.matrix import CellsFailed, prepared_run, report_of
 from flows.prepare import looked_at
 from flows.server import server_for_runs
 from p2rec_core.errors import SettingsError, StoreError
-from p2rec_core.settings.experiment import ExperimentSettings, assigned, experiment_settings, flattened
-from p2rec_core.settings.pipeline import read_toml
+from p2rec_core.settings.experiment import ExperimentSettings, experiment_settings, flattened
+from p2rec_core.settings.pipeline import assigned, read_toml
 from storage.artefacts import MARKER, Store
 from tasks.experiments import Recorder, read_record, recorded
 from tasks.machine import check_device

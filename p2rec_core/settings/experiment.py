@@ -274,23 +274,6 @@ def read_experiment(path: Path) -> ExperimentSettings:
     return experiment
 
 
-def assigned(text: str) -> tuple[str, Value]:
-    """A setting's dotted name and value from ``"clusters.n_clusters=20"``; a value is read as JSON, else as text.
-
-    Raises:
-        SettingsError: It is not an assignment.
-    """
-    name, equals, raw = text.partition("=")
-    if not equals or not name.strip():
-        raise SettingsError(
-            f"{text!r} is not an assignment.", remedy="Write section.key=value, e.g. clusters.n_clusters=20."
-        )
-    try:
-        return name.strip(), json.loads(raw)
-    except (ValueError, RecursionError):
-        return name.strip(), raw
-
-
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     hint = did_you_mean(name, names)

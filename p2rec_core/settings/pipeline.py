@@ -282,17 +282,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error
 
 
-def _assignment(text: str) -> dict[str, Any]:
-    path, equals, raw = text.partition("=")
-    if not equals or not path.strip():
+def assigned(text: str) -> tuple[str, Any]:
+    """A setting's dotted name and value from ``"clusters.n_clusters=20"``; a value is read as JSON, else as text.
+
+    Raises:
+        SettingsError: It is not an assignment.
+    """
+    name, equals, raw = text.partition("=")
+    if not equals or not name.strip():
         raise SettingsError(
             f"{text!r} is not an assignment.", remedy="Write section.key=value, e.g. clusters.n_clusters=20."
         )
     try:
-        value = json.loads(raw)
+        return name.strip(), json.loads(raw)
     except (ValueError, RecursionError):
-        value = raw
-    for part in reversed(path.strip().split(".")):
+        return name.strip(), raw
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    name, value = assigned(text)
+    for part in reversed(name.split(".")):
         value = {part: value}
     nested: dict[str, Any] = value
     return nested

@@ -25,7 +25,8 @@ from flows.experiment import experiment, watching
 from flows.matrix import CellsFailed
 from p2rec_core.errors import P2RecError, SettingsError
 from p2rec_core.metrics import SEEN_POLICIES
-from p2rec_core.settings.experiment import ExperimentSettings, assigned
+from p2rec_core.settings.experiment import ExperimentSettings
+from p2rec_core.settings.pipeline import assigned
 from storage.artefacts import Store
 from tasks.experiments import read_record
 from tasks.matrix import Matrix
