@@ -79,7 +79,7 @@ def recommendations(
         common.masked_fill_(torch.from_numpy(~allowed), -torch.inf)
     popular_items, popular_scores = _best(common, n)
     group = max(SCORED_ROWS, GROUP_ENTRIES // n)
-    known = scorer.history.lengths[rows] > 0
+    known = scorer.history.lengths_of(rows) > 0
     for start in range(0, len(rows), group):
         of_group, by_model = rows[start : start + group], known[start : start + group]
 

@@ -49,7 +49,7 @@ class OwnItems:
     def of(cls, history: RaggedSequences, rows: NDArray[np.int64]) -> "OwnItems":
         """Those of the rows ``rows``, int64 (B,), of the histories."""
         row, item, within = history.distinct(rows)
-        return cls(row, item, within == history.lengths[rows][row] - 1, within)
+        return cls(row, item, within == history.lengths_of(rows)[row] - 1, within)
 
     def weighed(self, scores: NDArray[np.floating], bias: RepeatBias) -> NDArray[np.floating]:
         """Scores of these items, float (M,), with the bias, in the format of the scores."""

@@ -37,18 +37,9 @@ def prepared_device(device: str, threads: int) -> torch.device:
     Raises:
         SettingsError: The device is not there.
     """
+    check_device(device)
     chosen = torch.device(device)
     if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise SettingsError(
-                f"runtime.device = {device!r}, but torch {torch.__version__} sees no CUDA GPU.",
-                remedy="Use the cpu profile, or install a CUDA build of torch.",
-            )
-        if (chosen.index or 0) >= torch.cuda.device_count():
-            raise SettingsError(
-                f"runtime.device = {device!r}, but there are {torch.cuda.device_count()} GPUs.",
-                remedy="Count from cuda:0.",
-            )
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _keep_freed_memory()
     torch.set_num_threads(threads)
@@ -58,3 +49,27 @@ def prepared_device(device: str, threads: int) -> torch.device:
     # nothing here reads memory before writing it, so filling every new tensor first would be work for nothing
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (a property of the module)
     return chosen
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        SettingsError: It is not there.
+    """
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if n_gpus == 0:
+        raise SettingsError(
+            f"The device (runtime.device, --device) is {device!r}, but torch {torch.__version__} sees no CUDA GPU.",
+            remedy="Compute on the CPU (--set runtime.device=cpu, or --device cpu), or install a CUDA build of torch.",
+        )
+    if (chosen.index or 0) >= n_gpus:
+        raise SettingsError(
+            f"The device (runtime.device) is {device!r}, but there are {n_gpus} GPUs.", remedy="Count from cuda:0."
+        )

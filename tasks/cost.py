@@ -146,7 +146,7 @@ def _objectives(
     """Both methods' trainings, on one language model."""
     from p2rec_core.language.batching import Sequences
     from p2rec_core.language.e4srec import InstanceObjective
-    from p2rec_core.language.finetune import UserObjective, split_users
+    from p2rec_core.language.finetune import UserObjective, n_outputs, split_users
     from p2rec_core.language.instances import next_item_instances
     from p2rec_core.language.next_item_model import NextItemLanguageModel
     from p2rec_core.language.preference_model import PreferenceLanguageModel
@@ -162,7 +162,7 @@ def _objectives(
         opened.preference_prompt(language_model, preferences.shape[1]),
         item_features,
         says_anything,
-        preferences.shape[1] + sum(grouping.n_clusters for grouping in finer),
+        n_outputs(preferences, finer),
         pooling=language_model.pooling,
         **finetune.model_dump(include=_MODEL),
         **common,

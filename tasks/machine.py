@@ -4,7 +4,6 @@ import os
 import platform
 from typing import Any
 
-from p2rec_core.errors import SettingsError
 from p2rec_core.settings.pipeline import RuntimeSettings
 
 
@@ -34,20 +33,10 @@ def check_device(device: str) -> None:
     Raises:
         SettingsError: It is not there.
     """
-    if device == "cpu":
-        return
-    import torch
+    if device != "cpu":
+        from p2rec_core.runtime import check_device as check
 
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if n_gpus == 0:
-        raise SettingsError(
-            f"The device (runtime.device, --device) is {device!r}, but torch {torch.__version__} sees no CUDA GPU.",
-            remedy="Compute on the CPU (--set runtime.device=cpu, or --device cpu), or install a CUDA build of torch.",
-        )
-    if (torch.device(device).index or 0) >= n_gpus:
-        raise SettingsError(
-            f"The device (runtime.device) is {device!r}, but there are {n_gpus} GPUs.", remedy="Count from cuda:0."
-        )
+        check(device)
 
 
 def _processor() -> str | None:

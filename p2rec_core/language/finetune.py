@@ -263,7 +263,7 @@ def finetune(
             prompt,
             item_embeddings,
             trained,
-            _n_outputs(preferences, finer),
+            n_outputs(preferences, finer),
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
             lora_dropout=lora_dropout,
@@ -300,8 +300,13 @@ def finetune(
     return _result(fitted, objective, tuple(halved))
 
 
-def _n_outputs(preferences: NDArray[np.float32], finer: Sequence[Grouping]) -> int:
-    """Clusters of all groupings."""
+def n_outputs(preferences: NDArray[np.float32], finer: Sequence[Grouping]) -> int:
+    """Clusters of all groupings, of which the model tells each.
+
+    Args:
+        preferences: Preferences over the first grouping, float32 (U, K).
+        finer: The others.
+    """
     n_clusters = sum(grouping.n_clusters for grouping in finer)
     return int(preferences.shape[1]) + n_clusters
 
@@ -309,7 +314,7 @@ def _n_outputs(preferences: NDArray[np.float32], finer: Sequence[Grouping]) -> i
 def _result(fitted: FitResult, objective: UserObjective, halved: tuple[str, ...]) -> FinetuneResult:
     model, training = objective.model, objective.training
     n_tokens = int(objective.sequences.lengths[training].sum()) + len(training) * model.n_prompt_tokens
-    scale = _n_outputs(objective.preferences, objective.finer) / 2
+    scale = n_outputs(objective.preferences, objective.finer) / 2
     history = [
         (epoch, "train_error", value / scale) if name == "loss" else (epoch, name, value)
         for epoch, name, value in fitted.history
@@ -373,4 +378,4 @@ def _check_data(sequences: Sequences, n_items: int, preferences: NDArray[np.floa
         raise DataError(f"{n_bad} preferences are not finite.", remedy="Compute the preferences again.")
 
 
-__all__ = ["FinetuneResult", "UserObjective", "finetune", "split_users"]
+__all__ = ["FinetuneResult", "UserObjective", "finetune", "n_outputs", "split_users"]
