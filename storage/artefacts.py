@@ -281,6 +281,27 @@ class Store:
             raise ArtefactMissing(f"There is no artefact {stage}/{key} to discard.", remedy=REBUILD)
         return self.set_aside(path, f"{stage}-{key}", reason)
 
+    def whole_or_aside(self, path: Path) -> Artefact | None:
+        """The artefact in a directory of the store, every byte checked; None if that is free, or is so afterwards.
+
+        Args:
+            path: A key's own place or a variant's; hold the lock of the key. What is damaged there is set aside.
+
+        Raises:
+            StoreError: A newer P2Rec wrote the artefact, or it cannot be moved.
+        """
+        if not path.exists():
+            return None
+        try:
+            found = self.at(path)
+            if found is None:
+                raise ArtefactMissing("It has no manifest.", remedy=REBUILD)
+            self.verify(found)
+        except (ArtefactDamaged, ArtefactMissing) as error:
+            self.set_aside(path, f"{path.parent.name}-{key_of_directory(path.name) or path.name}", error.problem)
+            return None
+        return found
+
     def make_way(self, artefact: Artefact) -> None:
         """Move a whole artefact from its key's place to that of a variant, where references to it still find it.
 
@@ -293,18 +314,9 @@ class Store:
             StoreError: It cannot be moved.
         """
         target = self.variant_place(artefact.ref())
-        name = f"{artefact.stage}-{artefact.key}"
-        if target.exists():
-            try:
-                there = self.at(target)
-                if there is None:
-                    raise ArtefactMissing(f"{target} has no {MANIFEST}.", remedy=REBUILD)
-                self.verify(there)
-            except (ArtefactDamaged, ArtefactMissing) as error:
-                self.set_aside(target, name, error.problem)
-            else:
-                self.set_aside(artefact.path, name, f"{target} has the same content.")
-                return
+        if self.whole_or_aside(target) is not None:
+            self.set_aside(artefact.path, f"{artefact.stage}-{artefact.key}", f"{target} has the same content.")
+            return
         with os_errors(artefact.path):
             os.utime(artefact.path)
             os.rename(artefact.path, target)

@@ -256,7 +256,9 @@ class _Collection:
             if not files:
                 continue
             current, pins = current_number(self.store, dataset), pinned(self.store, dataset)
-            last, last_refused = self._last(dataset, files, current, keep_last or len(files))
+            last, last_refused = (
+                (set[int](), set[int]()) if keep_last is None else self._last(dataset, files, current, keep_last)
+            )
             for number, path in files.items():
                 if number == current:
                     reason = "it is the current one"

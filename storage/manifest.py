@@ -283,6 +283,10 @@ class Manifest:
         )
         return dataclasses.replace(manifest, digest=digest_of(dataclasses.asdict(manifest)))
 
+    def ref(self) -> ArtefactRef:
+        """A small reference to the artefact."""
+        return ArtefactRef(self.stage, self.key, {name: entry.sha256 for name, entry in self.files.items()})
+
     def render(self) -> bytes:
         """The content of the manifest file."""
         return render_json(dataclasses.asdict(self))

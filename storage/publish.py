@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing, StoreError
+from p2rec_core.errors import ArtefactDamaged, StoreError
 from storage import tensors as tensor_files
 from storage.checksums import checksums
 from storage.disk import DurableFile, hash_file, make_directory, os_errors, sync_directory, write_durably
-from storage.manifest import MANIFEST, REBUILD, SUFFIX, FileEntry, InputRef, Kind, Manifest, checked_name, render_json
+from storage.manifest import MANIFEST, SUFFIX, FileEntry, InputRef, Kind, Manifest, checked_name, render_json
 from storage.reading import Artefact
 from storage.schemas import conform
 
@@ -165,17 +165,10 @@ class ArtefactWriter:
 
     def _already_there(self, manifest: Manifest, replace: bool) -> Artefact | None:
         """The artefact in the store if it is whole and equal; else its place is free afterwards."""
-        if not self._store.place(self._stage, self._key).exists():
+        found = self._store.whole_or_aside(self._store.place(self._stage, self._key))
+        if found is None:
             return None
-        try:
-            found = self._store.find(self._stage, self._key)
-            if found is None:
-                raise ArtefactMissing("It has no manifest.", remedy=REBUILD)
-            self._store.verify(found)
-        except (ArtefactDamaged, ArtefactMissing) as error:
-            self._store.discard(self._stage, self._key, error.problem)
-            return None
-        ours, theirs = _hashes(manifest), _hashes(found.manifest)
+        ours, theirs = manifest.ref().files, found.ref().files
         if ours != theirs:
             if replace:
                 self._store.make_way(found)
@@ -304,7 +297,3 @@ def _read_back(path: Path, written: _TableFile) -> dict[str, str]:
                 f"The file {path} does not hold what was written to it, from row {start} on.", remedy=_DEFECT
             )
         return {field.name: str(field.type) for field in file.schema_arrow}
-
-
-def _hashes(manifest: Manifest) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in manifest.files.items()}

@@ -49,7 +49,7 @@ class Artefact:
 
     def ref(self) -> ArtefactRef:
         """A small reference to it."""
-        return ArtefactRef(self.stage, self.key, {name: entry.sha256 for name, entry in self.files.items()})
+        return self.manifest.ref()
 
     def input(self, name: str) -> InputRef:
         """A reference to one of its files, for the manifest and the key of what is computed from it.

@@ -125,20 +125,18 @@ def find_place(bucket: Bucket, ref: ArtefactRef) -> Place:
     Raises:
         StoreError: A manifest in its place is that of another artefact.
     """
-    own, variant = (_place(bucket, prefix, ref) for prefix in artefact_prefixes(ref))
+    at_key, beside = artefact_prefixes(ref)
+    own = _place(bucket, at_key, ref)
     if _is_meant(own, ref):
         return own
+    variant = _place(bucket, beside, ref)
     if _is_meant(variant, ref) or own.manifest is not None:
         return variant
     return own
 
 
 def _is_meant(place: Place, ref: ArtefactRef) -> bool:
-    return place.manifest is not None and _ref(place.manifest) == ref
-
-
-def _ref(manifest: Manifest) -> ArtefactRef:
-    return ArtefactRef(manifest.stage, manifest.key, {n: entry.sha256 for n, entry in manifest.files.items()})
+    return place.manifest is not None and place.manifest.ref() == ref
 
 
 def _place(bucket: Bucket, prefix: str, ref: ArtefactRef) -> Place:
@@ -150,7 +148,7 @@ def _place(bucket: Bucket, prefix: str, ref: ArtefactRef) -> Place:
         manifest = Manifest.parse(data, place=f"{bucket.address}/{name}")
     except ArtefactDamaged as damage:
         return Place(prefix, None, damage)
-    found = _ref(manifest)
+    found = manifest.ref()
     if (found.stage, found.key) != (ref.stage, ref.key) or prefix not in artefact_prefixes(found):
         raise StoreError(
             f"{bucket.address} holds {found.stage}/{found.variant} in {prefix}, which is another's place.",
