@@ -8,6 +8,14 @@ from p2rec_core.settings.data import IngestSettings
 from tasks.stage import StageCall, StageContext
 
 
+def ingest_values(settings: IngestSettings) -> dict[str, Any]:
+    """The settings as an import takes them and its key has them.
+
+    A header is left out where there is one: what was imported before there was that setting has one.
+    """
+    return settings.model_dump(mode="json", exclude={"header"} if settings.header else None)
+
+
 def ingest_call(source: Path, settings: IngestSettings) -> StageCall:
     """The import of a file of interactions.
 
@@ -20,8 +28,7 @@ def ingest_call(source: Path, settings: IngestSettings) -> StageCall:
     """
     from storage.ingest.source import sha256_of
 
-    # what was imported before there was this setting has a header
-    chosen = settings.model_dump(mode="json", exclude={"header"} if settings.header else None)
+    chosen = ingest_values(settings)
 
     def compute(context: StageContext) -> dict[str, Any]:
         from storage.ingest.pipeline import TABLES, ingest_by_parts

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2rec_core.errors import DataError
-from storage.ingest.item_text import is_empty, read_item_texts
+from storage.ingest.item_text import is_empty, read_item_texts, reader_of
 
 CATEGORY_COLUMN = "category"
 """The column that holds an item's category; a value is taken as a whole, also where it lists several."""
@@ -22,9 +22,7 @@ def has_categories(path: Path) -> bool:
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            plain = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            rows = plain if path.suffix.lower() == ".tsv" else csv.reader(file)
-            header = next((row for row in rows if not is_empty(row)), [])
+            header: list[str] = next((row for row in reader_of(file, path) if not is_empty(row)), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"The file of item texts {path} cannot be read: {error}.", remedy="Check the file.") from error
     return CATEGORY_COLUMN in header[1:]

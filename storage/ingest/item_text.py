@@ -6,10 +6,10 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from p2rec_core.errors import DataError
 
-_DELIMITERS = {".tsv": "\t", ".csv": ","}
 _MAX_FIELD_CHARACTERS = 16 << 20
 
 
@@ -45,12 +45,11 @@ def read_item_texts(
         DataError: The file cannot be read, has a field that is too long, lacks a column, has a row of another width or
             an item twice, or none of its items is in the catalogue.
     """
-    delimiter = _DELIMITERS.get(path.suffix.lower())
-    if delimiter is None:
+    if path.suffix.lower() not in (".tsv", ".csv"):
         raise DataError(
             f"The file of item texts {path} is neither .tsv nor .csv.", remedy="Write it as tab-separated text."
         )
-    rows = _rows(path, delimiter)
+    rows = _rows(path)
     if len(rows) < 2 or len(rows[0][1]) < 2:
         raise DataError(
             f"The file of item texts {path} has no rows of an identifier and a text.",
@@ -82,13 +81,11 @@ def read_item_texts(
     return ItemTexts(texts, sum(not text for text in texts), len(found) - n_known)
 
 
-def _rows(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """The rows of a file that are not empty, and in which line each of them ends."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
-            # a quotation mark in tab-separated text is a character like any other
-            plain = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            reader = plain if delimiter == "\t" else csv.reader(file)
+            reader = reader_of(file, path)
             return [(reader.line_num, row) for row in reader if not is_empty(row)]
     except csv.Error as error:
         raise DataError(
@@ -97,6 +94,14 @@ def _rows(path: Path, delimiter: str) -> list[tuple[int, list[str]]]:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The file of item texts {path} cannot be read: {error}.", remedy="Check the file.") from error
+
+
+def reader_of(file: TextIO, path: Path) -> Any:
+    """The csv module's reader of an open file, by the file's suffix."""
+    if path.suffix.lower() == ".tsv":
+        # a quotation mark in tab-separated text is a character like any other
+        return csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return csv.reader(file)
 
 
 def is_empty(row: list[str]) -> bool:

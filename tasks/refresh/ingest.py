@@ -5,6 +5,7 @@ from typing import Any
 
 from p2rec_core.settings.data import IngestSettings
 from storage.artefacts import ArtefactRef
+from tasks.ingest import ingest_values
 from tasks.stage import StageCall, StageContext
 
 
@@ -21,8 +22,7 @@ def continued_ingest_call(source: Path, settings: IngestSettings, *, previous: A
     """
     from storage.ingest.source import sha256_of
 
-    # what was imported before there was this setting has a header
-    chosen = settings.model_dump(mode="json", exclude={"header"} if settings.header else None)
+    chosen = ingest_values(settings)
 
     def compute(context: StageContext) -> dict[str, Any]:
         from storage.ingest.pipeline import TABLES, ingest
