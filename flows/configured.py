@@ -9,8 +9,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from p2rec_core.errors import SettingsError
-
 API_URL_VARIABLE = "PREFECT_API_URL"
 """Address of a Prefect server's API; set but empty, there is none, whatever the other sources say."""
 
@@ -45,7 +43,7 @@ def _said(variable: str, setting: tuple[str, ...]) -> Any:
         if (value := dotenv_values(".env").get(variable)) is not None:
             return value
     for name, table in _IN_FILES:
-        if (value := _at(_toml(Path(name)), (*table, *setting))) is not None:
+        if (value := _at(_of(Path(name).absolute()), (*table, *setting))) is not None:
             return value
     return None
 
@@ -71,15 +69,13 @@ def _profiles_path() -> Path:
     return path
 
 
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _of(path: Path) -> dict[str, Any]:
+    """What a file says; nothing where there is none."""
+    if not path.exists():
         return {}
-    except OSError as error:
-        raise SettingsError(f"{path.absolute()} cannot be read: {error.strerror}.", remedy="Check the file.") from error
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path.absolute()} is not valid TOML: {error}.", remedy="Correct the file.") from error
+    from p2rec_core.settings.pipeline import read_toml  # a server's own process has no other use for it
+
+    return read_toml(path)
 
 
 def _at(values: Any, names: tuple[str, ...]) -> Any:

@@ -10,7 +10,7 @@ from flows.pushing import check_bucket, push_if_asked
 from flows.report import RunReport
 from p2rec_core.errors import P2RecError, SettingsError, StoreError
 from p2rec_core.settings.pipeline import PipelineSettings, RuntimeSettings
-from storage.artefacts import MARKER, Store
+from storage.artefacts import Store, is_store
 from storage.snapshots import current_number, publish_snapshot, read_snapshot
 from tasks.dag import Slot, pipeline_slots
 from tasks.other_settings import other_settings
@@ -25,7 +25,7 @@ _SHOWN = 8
 def looked_at(root: Path) -> Iterator[tuple[Store, bool]]:
     """A store for somebody who only asks what would be done, and whether there is one: none counts as empty, and none
     is made, so that a wrong path leaves nothing behind."""
-    if (root.expanduser() / MARKER).exists():
+    if is_store(root):
         yield Store.open(root, create=False), True
         return
     with tempfile.TemporaryDirectory(prefix="p2rec-dry-run-") as folder:

@@ -173,8 +173,8 @@ def _refresh(
     try:
         made = publish_snapshot(store, source.dataset, refs, info, refused=refused, base=current.number)
     except SnapshotOvertaken:
-        now = current_number(store, source.dataset)
-        refused = [f"snapshot {now} became the current one while snapshot {current.number} was refreshed"]
+        other = current_number(store, source.dataset)
+        refused = [f"snapshot {other} became the current one while snapshot {current.number} was refreshed"]
         made = publish_snapshot(store, source.dataset, refs, info, refused=refused)
     now = current.number if refused else made.number
     run = RunReport(source.dataset, source.synthetic, results, now, time.monotonic() - begun)

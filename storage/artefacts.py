@@ -59,11 +59,11 @@ __all__ = [
     "Store",
     "canonical_json",
     "content_key",
+    "is_store",
     "lock_owner",
 ]
 
-MARKER = "store.json"
-"""File that a directory is told to be a store by."""
+_MARKER = "store.json"
 _LOCK = ".lock"
 _POLL_S = 0.1
 
@@ -92,7 +92,7 @@ class Store:
             StoreError: There is no store there, it cannot be written, or a newer P2Rec made it.
         """
         store = cls(root.expanduser().resolve())
-        marker = store.root / MARKER
+        marker = store.root / _MARKER
         with os_errors(store.root):
             exists = marker.exists()
         if not exists and not create:
@@ -486,6 +486,11 @@ class Store:
             else:
                 if artefact is not None:
                     yield artefact
+
+
+def is_store(root: Path) -> bool:
+    """Whether there is a store in a directory; nothing is made or read."""
+    return (root.expanduser() / _MARKER).exists()
 
 
 def lock_owner(path: Path) -> tuple[str, str] | None:

@@ -17,7 +17,7 @@ from flows.cli.terminal import StageBars
 from p2rec_core.errors import DataError, SettingsError
 from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
 from p2rec_core.settings.pipeline import RuntimeSettings, pipeline_settings
-from storage.artefacts import MARKER, Store
+from storage.artefacts import Store, is_store
 from storage.datasets import DATASETS, DIRECTORY_VARIABLE
 from storage.ingest.item_text import read_item_texts
 from tasks.ingest import ingest_call
@@ -41,7 +41,7 @@ def list_datasets(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption = F
         p2rec data list --store elsewhere
     """
     directory = os.environ.get(DIRECTORY_VARIABLE)
-    imported = _imported(Store.open(store, create=False)) if (store.expanduser() / MARKER).exists() else []
+    imported = _imported(Store.open(store, create=False)) if is_store(store) else []
     if as_json:
         counts = ("name", "title", *COUNTS, "synthetic")
         rows = [{count: getattr(known, count) for count in counts} | {"imported": False} for known in DATASETS.values()]
@@ -95,7 +95,7 @@ def fetch(*, dataset: DatasetOption, store: StoreOption = DEFAULT_STORE, as_json
     Example:
         p2rec data fetch -d beauty
     """
-    there = (store.expanduser() / MARKER).exists()
+    there = is_store(store)
     opened = Store.open(store, create=False) if there else Store(store.expanduser().resolve())
     with StageBars(enabled=not as_json) as bars:
         source = find_source(

@@ -25,7 +25,7 @@ from flows.server import server_for_runs
 from p2rec_core.errors import SettingsError, StoreError
 from p2rec_core.settings.experiment import ExperimentSettings, experiment_settings, flattened
 from p2rec_core.settings.pipeline import assigned, read_toml
-from storage.artefacts import MARKER, Store
+from storage.artefacts import Store, is_store
 from tasks.experiments import Recorder, read_record, recorded
 from tasks.machine import check_device
 from tasks.matrix_run import MatrixRun
@@ -129,7 +129,7 @@ def list_experiments(*, store: StoreOption = DEFAULT_STORE, as_json: JsonOption 
         for name, defined in built_in().items()
     ]
     done = []
-    if (store.expanduser() / MARKER).exists():
+    if is_store(store):
         opened = Store.open(store, create=False)
         for name in recorded(opened):
             record = read_record(opened, name)

@@ -15,6 +15,7 @@ SetOption = Annotated[
     list[str] | None,
     Parameter(name="--set", negative="", help="One setting, e.g. --set clusters.n_clusters=20; may be repeated."),
 ]
+SnapshotOption = Annotated[int | None, Parameter(name="--snapshot", help="Its number; default the current one.")]
 JsonOption = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for a program to read.")]
 
 ProfileOption = Annotated[Profile, Parameter(name="--profile", help="Defaults for the machine: cpu, cpu-bf16 or gpu.")]
@@ -30,5 +31,6 @@ __all__ = [
     "ProfileOption",
     "RecipeOption",
     "SetOption",
+    "SnapshotOption",
     "StoreOption",
 ]

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, SnapshotOption, StoreOption
 from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars
 from p2rec_core.errors import SettingsError
@@ -41,7 +41,6 @@ from tasks.recommendation import (
 from tasks.recommendation import recommend as recommend_tables
 
 Seen = Literal["keep", "weigh", "mask"]
-SnapshotOption = Annotated[int | None, Parameter(name="--snapshot", help="Its number; default the current one.")]
 CountOption = Annotated[int, Parameter(name=("-n", "--count"), help="How many items.")]
 _SHOWN_USERS = 5
 

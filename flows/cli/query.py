@@ -12,13 +12,12 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, SnapshotOption, StoreOption
 from flows.cli.tables import print_table
 from p2rec_core.errors import SettingsError, did_you_mean
 from storage.artefacts import Store
 from storage.snapshots import read_snapshot
 
-SnapshotOption = Annotated[int | None, Parameter(name="--snapshot", help="Its number; default the current one.")]
 _SHOWN_VALUES = 6
 _SHOWN_ROWS = 100
 _BATCH = 10_000

@@ -88,7 +88,8 @@ def run(
         planned = list(plan(slots, opened, {}))
         report = cached_report(dataset, synthetic, planned, opened, begun, settings.runtime, publish=publish)
     if report is None:
-        _check_device(dataset, settings, opened, force=force)
+        if prepared is not None:
+            _check_device(prepared[0], settings, opened, force=force)
         quiet_prefect()
         from flows.pipeline import pipeline
         from flows.turns import WhenBusy
@@ -137,7 +138,7 @@ def stage(
         _dry_run(dataset, settings, store, stage=name, downstream=downstream, as_json=as_json)
         return
     opened = Store.open(store)
-    _check_device(dataset, settings, opened, stage=name, downstream=downstream, force=force)
+    _check_device(_slots(dataset, settings, opened, name, downstream), settings, opened, force=force)
     quiet_prefect()
     from flows.pipeline import rerun_stage
     from flows.turns import WhenBusy
@@ -198,21 +199,11 @@ def _slots(dataset: str, settings: PipelineSettings, store: Store, stage: str | 
     return slots if downstream else upstream(slots, chosen)
 
 
-def _check_device(
-    dataset: str,
-    settings: PipelineSettings,
-    store: Store,
-    *,
-    stage: str | None = None,
-    downstream: bool = True,
-    force: bool,
-) -> None:
-    """Refuse a stage that is none and a GPU that is not there before Prefect is started; what is cached needs none."""
-    if stage is None and settings.runtime.device == "cpu":
-        return
-    slots = _slots(dataset, settings, store, stage, downstream)
-    if settings.runtime.device != "cpu" and (force or not all(slot.cached for slot in plan(slots, store, {}))):
-        check_device(settings.runtime.device)
+def _check_device(slots: list[Slot], settings: PipelineSettings, store: Store, *, force: bool) -> None:
+    """Refuse a GPU that is not there before Prefect is started; what is cached needs none."""
+    device = settings.runtime.device
+    if device != "cpu" and (force or not all(slot.cached for slot in plan(slots, store, {}))):
+        check_device(device)
 
 
 def _present(store: Store, dataset: str) -> dict[str, ArtefactRef]:

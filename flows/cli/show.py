@@ -17,6 +17,7 @@ from flows.cli.options import (
     ProfileOption,
     RecipeOption,
     SetOption,
+    SnapshotOption,
     StoreOption,
 )
 from flows.cli.tables import print_table
@@ -27,8 +28,6 @@ from p2rec_core.settings.pipeline import Profile, Recipe, pipeline_settings
 from storage.artefacts import Artefact, Store
 from storage.snapshots import Snapshot, list_snapshots, read_snapshot
 from tasks.plan import plan
-
-SnapshotOption = Annotated[int | None, Parameter(name="--snapshot", help="Its number; default the current one.")]
 
 
 def show(
