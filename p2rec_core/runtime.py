@@ -37,7 +37,7 @@ def prepared_device(device: str, threads: int) -> torch.device:
     Raises:
         SettingsError: The device is not there.
     """
-    check_device(device)
+    check_device(device, named=f"runtime.device = {device!r}")
     chosen = torch.device(device)
     if chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -51,11 +51,12 @@ def prepared_device(device: str, threads: int) -> torch.device:
     return chosen
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, *, named: str) -> None:
     """Refuse a device that is not there.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
+        named: What asked for it, for the message.
 
     Raises:
         SettingsError: It is not there.
@@ -66,10 +67,8 @@ def check_device(device: str) -> None:
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if n_gpus == 0:
         raise SettingsError(
-            f"The device (runtime.device, --device) is {device!r}, but torch {torch.__version__} sees no CUDA GPU.",
+            f"{named}, but torch {torch.__version__} sees no CUDA GPU.",
             remedy="Compute on the CPU (--set runtime.device=cpu, or --device cpu), or install a CUDA build of torch.",
         )
     if (chosen.index or 0) >= n_gpus:
-        raise SettingsError(
-            f"The device (runtime.device) is {device!r}, but there are {n_gpus} GPUs.", remedy="Count from cuda:0."
-        )
+        raise SettingsError(f"{named}, but there are {n_gpus} GPUs.", remedy="Count from cuda:0.")

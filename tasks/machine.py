@@ -36,7 +36,7 @@ def check_device(device: str) -> None:
     if device != "cpu":
         from p2rec_core.runtime import check_device as check
 
-        check(device)
+        check(device, named=f"The device (runtime.device, --device) is {device!r}")
 
 
 def _processor() -> str | None:
