@@ -27,7 +27,7 @@ from language_paths import Case, case_of, finetune_row, knowledge_row, tuned
 from machine_limits import copy_gb_per_s, multiply_gflops, wait_for
 from numpy.typing import NDArray
 from options import checked_options, chosen, option_parser
-from ours_run import loaded, timed_training
+from ours_run import EpochClock, loaded, trained_until_enough
 from report import GIB, Report, Row, measured
 from run_facts import run_facts
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
@@ -253,10 +253,11 @@ def recommender_run(
     recipe = pipeline_settings(dataset=dataset, changes={"recommender": changes}).recommender
     encoder = EncoderShape(recipe.encoder.backbone, recipe.encoder.options())
     _fresh_memory(device)
-    curve = timed_training(sequences, validation, n_items, encoder, recipe.training, device, None)
-    last = curve[-1]
+    told = EpochClock()
+    trained_until_enough(sequences, validation, n_items, encoder, recipe.training, device, told)
+    last = told.curve[-1]
     print(f"{backbone}: {last['train_s']:.2f} + {last['validate_s']:.2f} s an epoch", flush=True)
-    return {"backbone": backbone, "curve": curve, "peak_gib": _peak_gib(device)}
+    return {"backbone": backbone, "curve": told.curve, "peak_gib": _peak_gib(device)}
 
 
 def measure(options: argparse.Namespace) -> Report:

@@ -2,15 +2,16 @@
 
     python benchmarks/ours_run.py REQUEST.json RESULT.json
 
-The request has ``task`` (load, evaluate or train), ``interactions`` (the atomic file that RecBole reads too),
-``dataset`` (what it was made of), ``encoder`` (its settings), ``threads``, ``seed``, ``repeats`` and ``last_epoch``
-(null trains to the end; the learning rate falls as if it did in any case). Everything else is P2Rec's default recipe
-for the data set. Validation ranks all items under ``seen = keep``, which is RecBole's way.
+The request has ``task`` (load, evaluate, train or pace), ``interactions`` (the atomic file that RecBole reads too),
+``dataset`` (what it was made of), ``encoder`` (its settings), ``threads``, ``seed``, ``repeats``, ``pace_s`` and
+``last_epoch`` (null trains to the end; the learning rate falls as if it did in any case). Everything else is P2Rec's
+default recipe for the data set. Validation ranks all items under ``seen = keep``, which is RecBole's way.
 """
 
 import contextlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 from memory import peak_rss_bytes
 from numpy.typing import NDArray
+from pace import Pace, paced
 
 from p2rec_core.fusion import IdTable
+from p2rec_core.progress import Progress
 from p2rec_core.recommender import NextItemObjective, Recommender
 from p2rec_core.runtime import prepared_device
 from p2rec_core.sequences import RaggedSequences
@@ -56,6 +59,17 @@ class EpochClock:
         self._begun = self._told = clock.now()
         self._done = 0
 
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """Per epoch: seconds of training, seconds of validation, validation NDCG@10.
+
+        The first one has the making of model and windows too.
+        """
+        return [
+            {"train_s": train_s, "validate_s": validate_s, "ndcg": value}
+            for (train_s, validate_s), value in zip(self.seconds, self.ndcg, strict=True)
+        ]
+
     def __call__(self, done: int, total: int, message: str) -> None:
         """Take the time; see ``progress.Progress``."""
         now = clock.now()
@@ -67,6 +81,28 @@ class EpochClock:
                 raise EnoughError
             self._begun = now
         self._done, self._told = done, now
+
+
+class StepClock:
+    """The training loop's progress, which breaks the first epoch off when its pace is known.
+
+    Attributes:
+        done: Optimiser steps so far.
+        total: Of the whole training.
+
+    Args:
+        pace: Told after every step.
+    """
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+        self.done = self.total = 0
+
+    def __call__(self, done: int, total: int, message: str) -> None:
+        """Count a step; see ``progress.Progress``."""
+        if done == self.done or self.pace():  # told twice of an epoch's last step: see EpochClock
+            raise EnoughError
+        self.done, self.total = done, total
 
 
 def loaded(path: Path) -> tuple[RaggedSequences, NDArray[np.int32], int]:
@@ -98,31 +134,21 @@ def fresh_objective(
     )
 
 
-def timed_training(
+def trained_until_enough(
     sequences: RaggedSequences,
     validation: NDArray[np.int32],
     n_items: int,
     encoder: EncoderShape,
     training: TrainingSettings,
     device: torch.device,
-    last_epoch: int | None,
-) -> list[dict[str, float]]:
-    """Train as the pipeline does.
-
-    Returns:
-        One entry per epoch: seconds of training, seconds of validation, validation NDCG@10. The first one has the
-        making of model and windows too.
-    """
-    told = EpochClock(last_epoch)
+    progress: Progress,
+) -> None:
+    """Train as the pipeline does, until ``progress`` has had enough or the recipe ends."""
     recipe = NextItemTraining(**training.model_dump(exclude={"schedule"}), cosine=training.schedule is Schedule.COSINE)
     with contextlib.suppress(EnoughError):
         train_recommender(
-            sequences, validation, n_items=n_items, encoder=encoder, training=recipe, device=device, progress=told
+            sequences, validation, n_items=n_items, encoder=encoder, training=recipe, device=device, progress=progress
         )
-    return [
-        {"train_s": train_s, "validate_s": validate_s, "ndcg": value}
-        for (train_s, validate_s), value in zip(told.seconds, told.ndcg, strict=True)
-    ]
 
 
 def measured(request: dict[str, Any]) -> dict[str, Any]:
@@ -153,10 +179,16 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
         "load_s": load_s,
         "imported_rss_bytes": imported,
     }
+    trained = partial(trained_until_enough, sequences, validation, n_items, encoder, training, device)
     if request["task"] == "train":
-        result["curve"] = timed_training(
-            sequences, validation, n_items, encoder, training, device, request["last_epoch"]
-        )
+        told = EpochClock(request["last_epoch"])
+        trained(told)
+        result["curve"] = told.curve
+    elif request["task"] == "pace":
+        pace = Pace(request["pace_s"])
+        steps = StepClock(pace)
+        trained(steps)
+        result |= paced(pace, steps.total // training.max_epochs)
     elif request["task"] == "evaluate":
         seconds = []
         with torch.no_grad():

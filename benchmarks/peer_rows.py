@@ -23,6 +23,7 @@ PEER_SCRIPTS = {"fmlp_rec": "fmlp_run.py"}
 """What trains the backbones that RecBole does not have; a script has its own batch."""
 EVALUATE_REPEATS = 3
 TIME_TO_NDCG = "time to the other side's NDCG@10"
+PACE = "training, per epoch by the pace of its first steps"
 MEMORY = "peak memory of training, whole process"
 
 WANTED = {
@@ -40,6 +41,8 @@ USUAL_WIDTH = EncoderSettings().hidden_size
 COUNTS = ("n_users", "n_items", "n_validated", "n_examples", "threads")
 """What the two sides have to agree on."""
 
+STEPS = ("timed_steps", "steps_per_epoch")
+
 INGEST_COUNTS = ("n_users", "n_items", "n_interactions", "digest")
 """What pandas and P2Rec have to agree on; the digest is that of all sequences and targets."""
 
@@ -54,6 +57,7 @@ class Sides:
         caser_length: RecBole's maximum length for Caser; its filters reach as far back.
         width: Width d of item embeddings and states on either side.
         last_epoch: Epoch after which P2Rec's training is broken off; None trains to the end of the recipe.
+        pace_s: Seconds of steps that tell the pace of a training.
     """
 
     peer_interpreter: Path
@@ -61,6 +65,7 @@ class Sides:
     caser_length: int
     width: int = USUAL_WIDTH
     last_epoch: int | None = None
+    pace_s: float = 30.0
 
     def ours(self, data: Interactions, backbone: str, task: str, *, seed: int, repeats: int = 1) -> dict[str, Any]:
         """One run of P2Rec; see ours_run.py."""
@@ -73,6 +78,7 @@ class Sides:
             "seed": seed,
             "repeats": repeats,
             "last_epoch": self.last_epoch,
+            "pace_s": self.pace_s,
         }
         return run_script(Path(sys.executable), HERE / "ours_run.py", request)
 
@@ -93,6 +99,7 @@ class Sides:
             "seed": seed,
             "epochs": epochs,
             "repeats": repeats,
+            "pace_s": self.pace_s,
         }
         return run_script(self.peer_interpreter, HERE / "peers" / PEER_SCRIPTS.get(backbone, "recbole_run.py"), request)
 
@@ -238,31 +245,19 @@ def train_rows(
     Runs alternate, ours first and last, and every run of the other side is set against the run of ours before it and
     the one after it: even one round has two ratios. Seeds differ from run to run.
     """
-    runs = []
-    for number in range(2 * rounds + 1):
-        seed = 1 + number
-        side = "peer" if number % 2 else "ours"
-        print(f"  {backbone}: run {number + 1} of {2 * rounds + 1} ({side})", flush=True)
-        done = (
-            sides.peer(data, backbone, "train", seed=seed, epochs=epochs)
-            if number % 2
-            else sides.ours(data, backbone, "train", seed=seed)
-        )
-        runs.append({"side": side, **done})
-    pairs = [
-        (ours, peer)
-        for left, right in itertools.pairwise(runs)
-        for ours, peer in [(left, right) if left["side"] == "ours" else (right, left)]
-    ]
-    for ours, peer in pairs:
-        check_same(ours, peer, COUNTS)
-
+    pairs, runs = _around(
+        lambda seed: sides.ours(data, backbone, "train", seed=seed),
+        lambda seed: sides.peer(data, backbone, "train", seed=seed, epochs=epochs),
+        rounds,
+        backbone,
+    )
     goals = [peer["curve"][-1]["ndcg"] for _, peer in pairs]
     reached = [seconds_to(ours, goal) for (ours, _), goal in zip(pairs, goals, strict=True)]
     theirs = [seconds_to(peer, goal) or 0.0 for (_, peer), goal in zip(pairs, goals, strict=True)]
     best = statistics.median(max(entry["ndcg"] for entry in ours["curve"]) for ours, _ in pairs)
-    other = "the plain program" if backbone in PEER_SCRIPTS else "RecBole"
-    note = f"{other}'s NDCG@10 after epoch {epochs} is {statistics.median(goals):.4f}, P2Rec's best {best:.4f}"
+    note = (
+        f"{_other(backbone)}'s NDCG@10 after epoch {epochs} is {statistics.median(goals):.4f}, P2Rec's best {best:.4f}"
+    )
     if sides.last_epoch is not None:
         note += f" of its first {sides.last_epoch} epochs"
     if backbone == "caser":
@@ -280,6 +275,63 @@ def train_rows(
         _row("the same beyond imports", data, model, "GiB", [p for _, p in beyond], [o for o, _ in beyond]),
     ]
     return rows, runs
+
+
+def pace_rows(sides: Sides, data: Interactions, backbone: str, rounds: int) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Time per epoch and peak memory of training, from some of the first epoch's steps on either side."""
+    pairs, runs = _around(
+        lambda seed: sides.ours(data, backbone, "pace", seed=seed),
+        lambda seed: sides.peer(data, backbone, "pace", seed=seed),
+        rounds,
+        backbone,
+    )
+    ours, peer = ({name: statistics.median(pair[side][name] for pair in pairs) for name in STEPS} for side in (0, 1))
+    note = (
+        f"{ours['timed_steps']:.0f} of P2Rec's {ours['steps_per_epoch']:.0f} steps, "
+        f"{peer['timed_steps']:.0f} of {_other(backbone)}'s {peer['steps_per_epoch']:.0f}"
+    )
+    epoch, memory = (
+        [[pair[side][name] / scale for pair in pairs] for side in (0, 1)]
+        for name, scale in (("epoch_s", 1), ("peak_rss_bytes", GIB))
+    )
+    model = sides.named(backbone)
+    return [
+        _row(PACE, data, model, "s", epoch[1], epoch[0], note=note),
+        _row("peak memory of these steps, whole process", data, model, "GiB", memory[1], memory[0]),
+    ], runs
+
+
+def _around(
+    ours: Callable[[int], dict[str, Any]], peer: Callable[[int], dict[str, Any]], rounds: int, backbone: str
+) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[dict[str, Any]]]:
+    """Runs in turn, ours first and last; every run of the other side with the run of ours before it and after it.
+
+    Args:
+        ours: P2Rec's run, given its seed, which differs from run to run.
+        peer: The other side's, likewise.
+        rounds: Runs of the other side.
+        backbone: To tell of.
+
+    Returns:
+        The pairs, two for each run of the other side; all runs with their ``side``, in their order.
+
+    Raises:
+        BenchmarkError: The sides did not do the same.
+    """
+    runs = []
+    for number in range(2 * rounds + 1):
+        side = "peer" if number % 2 else "ours"
+        print(f"  {backbone}: run {number + 1} of {2 * rounds + 1} ({side})", flush=True)
+        runs.append({"side": side, **(peer if number % 2 else ours)(1 + number)})
+    pairs = [(left, right) if left["side"] == "ours" else (right, left) for left, right in itertools.pairwise(runs)]
+    for our, their in pairs:
+        check_same(our, their, COUNTS)
+    return pairs, runs
+
+
+def _other(backbone: str) -> str:
+    """What the other side of a backbone is called."""
+    return "the plain program" if backbone in PEER_SCRIPTS else "RecBole"
 
 
 def seconds_to(run: dict[str, Any], ndcg: float) -> float | None:

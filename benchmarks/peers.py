@@ -9,6 +9,7 @@ that a machine that slows down or speeds up favours neither. See docs/how-to/ben
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from dataclasses import replace
@@ -19,7 +20,7 @@ from interactions import datasets_directory, drawn, written
 from machine_limits import limits
 from peer_environment import LOCK, peer_python
 from peer_options import parsed
-from peer_rows import EVALUATE_REPEATS, PEER_BATCH, Sides, evaluate_row, ingest_rows, load_row, train_rows
+from peer_rows import EVALUATE_REPEATS, PEER_BATCH, Sides, evaluate_row, ingest_rows, load_row, pace_rows, train_rows
 from report import Report, Row, measured
 from run_facts import keep_to, run_facts
 
@@ -37,6 +38,8 @@ SHOWN = (
     "train_rounds",
     "caser_length",
     "width",
+    "pace_widths",
+    "pace_seconds",
     "ingest_millions",
     "clock",
     "threads",
@@ -67,7 +70,9 @@ def measure(options: argparse.Namespace) -> Report:
     if not wanted:
         return report
     python = peer_python(options.peer_environment, base_python=options.peer_python).absolute()
-    sides = Sides(python, options.threads, options.caser_length, options.width, options.our_epochs)
+    sides = Sides(
+        python, options.threads, options.caser_length, options.width, options.our_epochs, options.pace_seconds
+    )
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         data = written(options.dataset, folder, max_users=options.users)
@@ -89,6 +94,12 @@ def measure(options: argparse.Namespace) -> Report:
                 print(f"train: {data.title}", flush=True)
                 rows, runs = train_rows(sides, data, backbone, options.train_rounds, options.epochs)
                 _keep(report, f"train {backbone}", options.out, rows, runs)
+        if "pace" in wanted:
+            for taken, width in itertools.product(dict.fromkeys((data, loaded)), options.pace_widths):
+                print(f"pace: {taken.title}, d {width}", flush=True)
+                for backbone in options.backbones:
+                    rows, runs = pace_rows(replace(sides, width=int(width)), taken, backbone, options.train_rounds)
+                    _keep(report, f"pace {taken.title} {backbone} {width}", options.out, rows, runs)
     return report
 
 

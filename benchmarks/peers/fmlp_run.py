@@ -3,7 +3,7 @@
     python fmlp_run.py REQUEST.json RESULT.json
 
 The request is recbole_run.py's: ``data_path`` and ``dataset`` name an atomic file, ``model_options`` has hidden_size,
-n_layers, inner_size and dropout; ``task`` is train.
+n_layers, inner_size and dropout; ``task`` is train or pace.
 
 A plain program of PyTorch after the authors' recipe: every prefix of a user's training items is a row of its own, its
 last ``max_length`` items padded on the left; batches of 256 rows, Adam at 1e-3; the filter and the feed-forward layer
@@ -15,6 +15,7 @@ Source: Zhou et al. (2022), "Filter-enhanced MLP is all you need for sequential 
 
 import json
 import sys
+from collections.abc import Iterable
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import clock
 from memory import peak_rss_bytes
 from ndcg import gains
+from pace import Pace, SomeSteps, paced
 
 BATCH = 256
 LEARNING_RATE = 1e-3
@@ -125,10 +127,17 @@ def validated(model: Model, rows: Tensor, targets: Tensor) -> float:
     return float(torch.cat(found).mean())
 
 
-def train_epoch(model: Model, optimiser: torch.optim.Optimizer, rows: Tensor, targets: Tensor) -> None:
-    """One pass over all examples in random order."""
+def batches(n_examples: int) -> tuple[Tensor, ...]:
+    """An epoch's batches: numbers of all examples in random order."""
+    return torch.randperm(n_examples).split(BATCH)
+
+
+def train_epoch(
+    model: Model, optimiser: torch.optim.Optimizer, rows: Tensor, targets: Tensor, steps: Iterable[Tensor]
+) -> None:
+    """One step for every batch of numbers of examples."""
     model.train()
-    for batch in torch.randperm(len(rows)).split(BATCH):
+    for batch in steps:
         loss = F.cross_entropy(model(rows[batch]), targets[batch] - 1)
         optimiser.zero_grad()
         torch.autograd.backward(loss)
@@ -139,10 +148,10 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
     """Do what the request says.
 
     Raises:
-        ValueError: The task is not to train.
+        ValueError: There is no such task.
     """
-    if request["task"] != "train":
-        raise ValueError(f"There is no task {request['task']!r} here, only train.")
+    if request["task"] not in {"train", "pace"}:
+        raise ValueError(f"There is no task {request['task']!r} here, only train and pace.")
     imported = peak_rss_bytes()
     torch.set_num_threads(request["threads"])
     torch.manual_seed(request["seed"])
@@ -154,23 +163,26 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
 
     model = Model(counts["n_items"], request["max_length"], **request["model_options"])
     optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    curve = []
-    for number in range(request["epochs"]):
-        begun = clock.now()
-        train_epoch(model, optimiser, *training)
-        trained = clock.now()
-        ndcg = validated(model, *validation)
-        curve.append({"train_s": trained - begun, "validate_s": clock.now() - trained, "ndcg": ndcg})
-        print(f"epoch {number + 1}: {curve[-1]}", flush=True)
-    return {
+    result: dict[str, Any] = {
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "threads": torch.get_num_threads(),
         **counts,
         "load_s": load_s,
         "imported_rss_bytes": imported,
-        "curve": curve,
-        "peak_rss_bytes": peak_rss_bytes(),
     }
+    if request["task"] == "pace":
+        pace, steps = Pace(request["pace_s"]), batches(counts["n_examples"])
+        train_epoch(model, optimiser, *training, SomeSteps(steps, pace))
+        return result | paced(pace, len(steps)) | {"peak_rss_bytes": peak_rss_bytes()}
+    curve = []
+    for number in range(request["epochs"]):
+        begun = clock.now()
+        train_epoch(model, optimiser, *training, batches(counts["n_examples"]))
+        trained = clock.now()
+        ndcg = validated(model, *validation)
+        curve.append({"train_s": trained - begun, "validate_s": clock.now() - trained, "ndcg": ndcg})
+        print(f"epoch {number + 1}: {curve[-1]}", flush=True)
+    return result | {"curve": curve, "peak_rss_bytes": peak_rss_bytes()}
 
 
 def main() -> None:

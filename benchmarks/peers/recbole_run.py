@@ -2,9 +2,10 @@
 
     python recbole_run.py REQUEST.json RESULT.json
 
-The request has ``task`` (load, evaluate or train), ``data_path`` and ``dataset`` (RecBole's names of an atomic file),
-``model``, ``model_options``, ``max_length``, ``train_batch_size``, ``threads``, ``seed``, ``epochs`` and ``repeats``.
-Whatever is not named there is RecBole's default. Run it in a directory that may be thrown away: RecBole writes logs.
+The request has ``task`` (load, evaluate, train or pace), ``data_path`` and ``dataset`` (RecBole's names of an atomic
+file), ``model``, ``model_options``, ``max_length``, ``train_batch_size``, ``threads``, ``seed``, ``epochs``,
+``repeats`` and ``pace_s``. Whatever is not named there is RecBole's default. Run it in a directory that may be thrown
+away: RecBole writes logs.
 
 Protocol: leave-one-out by time, all items ranked, cross-entropy over the catalogue. History items stay eligible:
 RecBole's loader of full rankings hands out no history for sequential models, and its trainer masks only what it is
@@ -31,6 +32,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 import clock
 from memory import peak_rss_bytes
 from ndcg import CUTOFF, gains
+from pace import Pace, SomeSteps, paced
 
 METRIC = "ndcg@10"
 DECIMALS = 8
@@ -153,6 +155,10 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
     init_seed(config["seed"], config["reproducibility"])
     model = get_model(config["model"])(config, training.dataset).to(config["device"])
     trainer = TimedTrainer(config, model)
+    if request["task"] == "pace":
+        pace = Pace(request["pace_s"])
+        trainer._train_epoch(SomeSteps(training, pace), 0)
+        return result | paced(pace, len(training)) | {"peak_rss_bytes": peak_rss_bytes()}
     if request["task"] == "train":
         trainer.fit(training, validation, verbose=False, saved=False, show_progress=False)
         result["curve"] = trainer.curve

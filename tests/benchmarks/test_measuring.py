@@ -1,5 +1,6 @@
 """What decides that two sides did the same, and what is read off a run."""
 
+import itertools
 import json
 import sys
 import time
@@ -15,9 +16,21 @@ from ingest_run import digest
 from interactions import drawn, written
 from machine_limits import has_bf16
 from memory import peak_rss_bytes
-from ours_run import EnoughError, EpochClock, loaded
+from ours_run import EnoughError, EpochClock, StepClock, loaded
+from pace import Pace, SomeSteps, paced
 from peer_options import parsed
-from peer_rows import COUNTS, TIME_TO_NDCG, check_same, encoder_of, peer_model, seconds_to, train_rows
+from peer_rows import (
+    COUNTS,
+    PACE,
+    TIME_TO_NDCG,
+    Sides,
+    check_same,
+    encoder_of,
+    pace_rows,
+    peer_model,
+    seconds_to,
+    train_rows,
+)
 from processes import BenchmarkError, run_command, run_script, tail
 from timing import in_turn, seconds
 
@@ -62,6 +75,45 @@ def test_a_training_is_broken_off_after_its_last_epoch():
     with pytest.raises(EnoughError):
         clock(1, 4, "epoch 1: NDCG@10 0.1250, HR@10 0.2000")
     assert len(clock.seconds) == 1
+
+
+def ticking(monkeypatch, seconds: float) -> None:
+    """A clock that goes on by so many seconds whenever it is looked at."""
+    ticks = itertools.count(0, seconds)
+    monkeypatch.setattr("clock.now", lambda: next(ticks))
+
+
+def test_a_pace_is_that_of_the_steps_after_the_first(monkeypatch):
+    ticking(monkeypatch, 4)
+    pace = Pace(10)
+    assert list(SomeSteps(range(100), pace)) == [0, 1, 2, 3]  # begun after the first; 4, 8 and 12 seconds after it
+    assert paced(pace, 100) == {"epoch_s": 400, "timed_steps": 3, "steps_per_epoch": 100}
+
+
+def test_a_pace_has_two_steps_however_long_they_take_and_ends_with_its_epoch(monkeypatch):
+    ticking(monkeypatch, 60)
+    assert list(SomeSteps(range(100), Pace(1))) == [0, 1, 2]
+    assert list(SomeSteps(range(2), Pace(1))) == [0, 1]
+    pace = Pace(1)
+    assert list(SomeSteps([0], pace)) == [0]
+    with pytest.raises(RuntimeError, match="An epoch of 1 steps has none to time beside the first"):
+        paced(pace, 1)
+
+
+def test_our_training_is_broken_off_when_its_pace_is_known_or_its_epoch_ends(monkeypatch):
+    ticking(monkeypatch, 4)
+    clock = StepClock(Pace(6))
+    for done in (1, 2):
+        clock(done, 90, "step")
+    with pytest.raises(EnoughError):
+        clock(3, 90, "step")
+    assert (clock.pace.steps, clock.pace.step_s, clock.total) == (2, 4, 90)
+    short = StepClock(Pace(6))
+    for done in (1, 2):
+        short(done, 4, "step")
+    with pytest.raises(EnoughError):
+        short(2, 4, "epoch 1: NDCG@10 0.1250, HR@10 0.2000")
+    assert short.pace.steps == 1
 
 
 def test_seconds_of_the_cores_leave_waiting_out(monkeypatch):
@@ -131,6 +183,20 @@ def test_every_run_of_the_peer_has_a_ratio_to_the_runs_around_it(tmp_path):
     assert beyond.ours == [2.0] * 4
 
 
+def test_a_pace_row_says_of_how_many_steps_it_is(tmp_path, monkeypatch):
+    data = written("sample", tmp_path, max_users=400)
+    sides = Sides(PYTHON, threads=1, caser_length=5, width=16, pace_s=0)
+    whole = {"peak_rss_bytes": 3 << 30, "epoch_s": 8.0, "timed_steps": 3, "steps_per_epoch": 9}
+    ours = sides.ours(data, "sasrec", "pace", seed=1)
+    monkeypatch.setattr(Sides, "peer", lambda *_, seed: {name: ours[name] for name in COUNTS} | whole | {"seed": seed})
+    (epoch, memory), runs = pace_rows(sides, data, "sasrec", 1)
+    assert [run["side"] for run in runs] == ["ours", "peer", "ours"]
+    assert (epoch.quantity, epoch.model, epoch.peer) == (PACE, "sasrec, d 16", [8.0, 8.0])
+    assert all(0 < seconds < 8 for seconds in epoch.ours)
+    assert f"2 of P2Rec's {ours['steps_per_epoch']} steps, 3 of RecBole's 9" in epoch.note
+    assert memory.peer == [3.0, 3.0]
+
+
 def test_unlike_tasks_are_no_comparison():
     with pytest.raises(BenchmarkError, match=r"P2Rec has n_users = 3 and the other side 4: .* at least four"):
         check_same({"n_users": 3}, {"n_users": 4}, ["n_users"])
@@ -177,6 +243,8 @@ def test_the_plain_fmlp_rec_learns_the_same_examples_that_ours_counts(benchmarks
         "epochs": 6,
     }
     result = run_script(PYTHON, benchmarks / "peers" / "fmlp_run.py", request)
+    some = run_script(PYTHON, benchmarks / "peers" / "fmlp_run.py", request | {"task": "pace", "pace_s": 0})
+    assert (some["timed_steps"], some["steps_per_epoch"]) == (2, -(-result["n_examples"] // 256))
     sequences, validation, n_items = loaded(data.path)
     assert {name: result[name] for name in COUNTS} == {
         "n_users": len(sequences),
@@ -244,6 +312,7 @@ def test_options_depend_on_what_is_there(monkeypatch):
     full = parsed([*out, "--parts", "load,train"])
     assert (full.dataset, full.load_dataset, full.epochs, full.parts) == ("beauty", "ml-1m", 10, ["load", "train"])
     assert full.ingest_millions == ["1", "3", "10"]
+    assert (full.pace_widths, quick.pace_widths) == (["64", "256"], ["64"])
     assert parsed_paths(out).dataset == "beauty"
     assert parsed_paths([*out, "--quick"]).dataset == "sample"
 
@@ -256,6 +325,7 @@ def test_options_depend_on_what_is_there(monkeypatch):
         (["--epochs", "-1"], "--epochs is -1; it has to be 1 or more"),
         (["--users", "0"], "--users is 0; it has to be 1 or more"),
         (["--threads", "5000"], "--threads is 5000, but there are"),
+        (["--pace-widths", "64,wide"], "--pace-widths has 'wide'"),
         (["--ingest-millions", "1,-3"], "--ingest-millions has '-3'"),
     ],
 )
