@@ -15,6 +15,7 @@ from storage.snapshots import current_number, publish_snapshot, read_snapshot
 from tasks.dag import Slot, pipeline_slots
 from tasks.other_settings import other_settings
 from tasks.plan import PlannedSlot
+from tasks.precheck import check_language_model
 from tasks.sources import find_source
 from tasks.stage import VERIFIED, Outcome, StageResult
 
@@ -37,11 +38,14 @@ def prepared_slots(dataset: str, settings: PipelineSettings, store: Store) -> tu
 
     Raises:
         DataError: There is no such dataset.
+        ModelError: A stage reads a language model that is not on this machine.
     """
     check_bucket(settings.runtime)
     source = find_source(dataset, store)
     settings = settings.model_copy(update={"ingest": source.ingest_settings(settings.ingest)})
-    return pipeline_slots(settings, source.path, source.texts), source.synthetic
+    slots = pipeline_slots(settings, source.path, source.texts)
+    check_language_model(settings.language_model, {slot.stage for slot in slots})
+    return slots, source.synthetic
 
 
 def settings_note(slots: list[Slot], store: Store, dataset: str, assignments: Iterable[str] = ()) -> str | None:

@@ -4,7 +4,7 @@ The flow runs it, ``p2rec show`` and dry runs walk it without computing, and a r
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2rec_core.errors import DataError
@@ -19,6 +19,7 @@ from tasks.evaluation import evaluation_call, no_learning_call
 from tasks.finetune import finetune_call
 from tasks.ingest import ingest_call
 from tasks.knowledge import knowledge_call
+from tasks.precheck import counted_first
 from tasks.preferences import preferences_call
 from tasks.probes import probe_call
 from tasks.recommender import recommender_call
@@ -167,7 +168,14 @@ def pipeline_slots(settings: PipelineSettings, source: Path, texts: TextFile | N
         )
     )
     # what no evaluation needs is left out, e.g. the language model where only Base is wanted
-    return upstream(slots, {slot.name for slot in slots if slot.stage == "evaluation"})
+    kept = upstream(slots, {slot.name for slot in slots if slot.stage == "evaluation"})
+    if any(slot.name == "clusters" for slot in kept):
+        return [_counted_first(slot, settings) if slot.name == "backbone" else slot for slot in kept]
+    return kept
+
+
+def _counted_first(slot: Slot, settings: PipelineSettings) -> Slot:
+    return replace(slot, call=lambda refs: counted_first(slot.call(refs), settings))
 
 
 def e4srec_slots(settings: PipelineSettings) -> list[Slot]:

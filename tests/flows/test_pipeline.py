@@ -22,9 +22,10 @@ from flows.report import RunReport
 from flows.schedules import Schedule, read_schedules
 from flows.tidying import gc
 from flows.turns import SKIPPED, WhenBusy, turn
-from p2rec_core.errors import DataError, SettingsError
+from p2rec_core.errors import DataError, ModelError, SettingsError
 from p2rec_core.settings.data import IngestSettings
 from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
+from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import Store
 from storage.sample import generate_sample
 from storage.snapshots import list_snapshots, read_snapshot
@@ -92,6 +93,19 @@ def test_the_answer_without_prefect_equals_the_flows(filled: Path, small_setting
     assert {n: (r.ref, r.outcome, r.info) for n, r in answer.results.items()} == {
         n: (r.ref, r.outcome, r.info) for n, r in flow.results.items()
     }
+
+
+def test_a_language_model_that_is_not_there_is_missed_before_anything_is_computed(
+    tmp_path: Path, small_settings: PipelineSettings
+) -> None:
+    language_model = small_settings.language_model.model_copy(update={"name_or_path": "no-such-model"})
+    settings = small_settings.model_copy(update={"language_model": language_model})
+    store = Store.open(tmp_path / "store")
+    with pytest.raises(ModelError, match="There is no language model 'no-such-model'"):
+        prepared_slots("sample", settings, store)
+    base = settings.model_copy(update={"variants": (Variant.BASE,)})
+    slots, _ = prepared_slots("sample", base, store)  # which reads none
+    assert [slot.stage for slot in slots] == ["ingest", "recommender", "evaluation", "evaluation"]
 
 
 def test_a_run_that_publishes_nothing_leaves_the_snapshot_and_its_artefacts_are_reused(

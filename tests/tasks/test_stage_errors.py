@@ -7,6 +7,7 @@ import pytest
 from p2rec_core.errors import ArtefactMissing, DataError, ModelError, P2RecError, ResourceError, SettingsError
 from storage.artefacts import ArtefactRef, Store
 from tasks.clusters import clusters_call
+from tasks.dag import pipeline_slots
 from tasks.ingest import ingest_call
 from tasks.stage import StageCall, run_stage
 
@@ -53,6 +54,40 @@ def test_more_clusters_than_items(copied, driver, quick, photograph):
 def test_more_components_than_rank(copied, driver, quick, photograph):
     settings = quick({"fusion.n_components": 64})
     assert_fails(copied, driver, photograph, settings, DataError, "64 principal components are asked for")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"clusters.n_clusters": 41}, "clusters.n_clusters = 41, but only 40 items have training interactions"),
+        ({"clusters.finer": [20, 41]}, "clusters.finer = 41, but only 40 items"),
+        ({"fusion.n_components": 40}, "fusion.n_components = 40, but 40 items span 39 components at most"),
+    ],
+)
+def test_items_are_counted_before_a_backbone_is_trained(copied, driver, quick, photograph, monkeypatch, changes, words):
+    trained = []
+    monkeypatch.setattr("p2rec_core.training.recommender.train_recommender", lambda *_, **__: trained.append(1))
+    settings = quick({"backbone.encoder.n_layers": 3} | changes)
+    before = photograph(copied.store)
+    with pytest.raises(DataError, match=words):
+        driver.run(settings, copied.source, copied.store)
+    assert not trained
+    assert photograph(copied.store) == before
+
+
+def test_what_is_asked_of_items_later_leaves_a_backbones_key(copied, quick):
+    calls = [
+        next(slot for slot in pipeline_slots(settings, copied.source) if slot.name == "backbone").call(
+            {"ingest": copied.refs["ingest"]}
+        )
+        for settings in (quick(), quick({"clusters.n_clusters": 41}), quick({"fusion.n_components": 40}))
+    ]
+    assert len({call.key() for call in calls}) == 1
+
+
+def test_without_groups_items_need_not_be_many(copied, driver, quick):
+    settings = quick({"backbone.encoder.n_layers": 3, "clusters.n_clusters": 41, "variants": ["base"]})
+    assert "clusters" not in driver.run(settings, copied.source, copied.store)
 
 
 @pytest.mark.parametrize("name", ["/no/such/directory", "no-such-model", "../escape"])
