@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, StoreOption
+from flows.cli.options import DEFAULT_STORE, DatasetOption, JsonOption, NoHeaderOption, StoreOption
 from flows.cli.tables import print_table
 from flows.cli.terminal import StageBars
 from p2rec_core.errors import DataError, SettingsError
@@ -138,10 +138,7 @@ def import_file(
         str | None,
         Parameter(name="--delimiter", help="Between fields of CSV or TSV, such as ';'; default the format's."),
     ] = None,
-    no_header: Annotated[
-        bool,
-        Parameter(name="--no-header", negative="", help="The first line of CSV or TSV is a row; columns are 1, 2, …"),
-    ] = False,
+    no_header: NoHeaderOption = False,
     encoding: Annotated[
         str | None, Parameter(name="--encoding", help="Of a text file, such as latin-1; default utf-8.")
     ] = None,

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console
 
-from flows.cli.options import JsonOption
+from flows.cli.options import JsonOption, NoHeaderOption
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
 from p2rec_core.settings.document import configuration
@@ -49,10 +49,7 @@ def init(
     delimiter: Annotated[
         str | None, Parameter(name="--delimiter", help="Between the fields of CSV or TSV; default found out.")
     ] = None,
-    no_header: Annotated[
-        bool,
-        Parameter(name="--no-header", negative="", help="The first line of CSV or TSV is a row; columns are 1, 2, …"),
-    ] = False,
+    no_header: NoHeaderOption = False,
     on_error: Annotated[
         OnError, Parameter(name="--on-error", help="What to do with rows that cannot be read.")
     ] = OnError.STRICT,

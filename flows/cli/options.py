@@ -17,6 +17,9 @@ SetOption = Annotated[
 ]
 SnapshotOption = Annotated[int | None, Parameter(name="--snapshot", help="Its number; default the current one.")]
 JsonOption = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON for a program to read.")]
+NoHeaderOption = Annotated[
+    bool, Parameter(name="--no-header", negative="", help="The first line of CSV or TSV is a row; columns are 1, 2, …")
+]
 
 ProfileOption = Annotated[Profile, Parameter(name="--profile", help="Defaults for the machine: cpu, cpu-bf16 or gpu.")]
 RecipeOption = Annotated[
@@ -28,6 +31,7 @@ __all__ = [
     "ConfigOption",
     "DatasetOption",
     "JsonOption",
+    "NoHeaderOption",
     "ProfileOption",
     "RecipeOption",
     "SetOption",

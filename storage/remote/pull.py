@@ -8,10 +8,10 @@ is finished by the next.
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2rec_core.errors import ArtefactDamaged, ArtefactMissing
+from p2rec_core.errors import ArtefactMissing
 from storage.artefacts import Artefact, Store
 from storage.disk import os_errors
-from storage.manifest import MANIFEST, REBUILD, ArtefactRef
+from storage.manifest import ArtefactRef
 from storage.publish import move_in, seal
 from storage.remote.bucket import Bucket
 from storage.remote.layout import Told, check_marker, each_artefact, find_place, read_current
@@ -93,19 +93,11 @@ def _free_place(store: Store, ref: ArtefactRef) -> Path | None:
     """
     free: list[Path] = []
     for path in (store.place(ref.stage, ref.key), store.variant_place(ref)):
-        if path.exists():
-            try:
-                found = store.at(path)
-                if found is None:
-                    raise ArtefactMissing(f"{path} has no {MANIFEST}.", remedy=REBUILD)
-                if found.ref() != ref:
-                    continue
-                for name in found.files:
-                    found.whole_file(name)
-            except (ArtefactDamaged, ArtefactMissing) as error:
-                store.set_aside(path, f"{ref.stage}-{ref.key}", error.problem)
-            else:
-                if mark_used(store, found):
-                    return None
-        free.append(path)
+        found = store.whole_or_aside(path)
+        if found is None:
+            free.append(path)
+        elif found.ref() == ref:
+            if mark_used(store, found):
+                return None
+            free.append(path)  # removed meanwhile, by a garbage collection
     return free[0]
