@@ -25,8 +25,10 @@ _SETTINGS_HEAD = """# Settings
 Made from the code of this version. Set them with `--set clusters.n_clusters=20`, in a TOML file (`--config`;
 `p2rec init` writes one), or in the form of Prefect's interface. Later wins: general defaults, the profile,
 presets of the dataset, the recipe, the file, `--set`. The defaults below are the general ones; `p2rec
-settings -d NAME` shows what holds for a dataset beside them, `p2rec settings fusion` some of it. A value
-that is not allowed, and a name that does not exist, is an error that names it.
+settings -d NAME` shows what holds for a dataset beside them, `p2rec settings fusion` some of it, and `p2rec
+settings -d NAME --snapshot 3 --toml` writes the file that a snapshot was computed with. Null is `null` with
+`--set`, and the text `"null"` in TOML, which has none. A value that is not allowed, and a name that does not
+exist, is an error that names it.
 """
 
 _TABLES_HEAD = """# Tables

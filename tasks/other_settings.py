@@ -1,11 +1,16 @@
-"""Which settings are not those of a snapshot, by their full names."""
+"""The settings of a snapshot, and which of others are not those, by their full names."""
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from p2rec_core.errors import ModelError
+from p2rec_core.settings.experiment import flattened
 from p2rec_core.settings.language import LanguageModelSettings
+from p2rec_core.settings.pipeline import PipelineSettings, describe_settings
+from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import Store
 from storage.snapshots import Snapshot
 from tasks.dag import Slot
@@ -70,6 +75,56 @@ def other_settings(slots: Sequence[Slot], snapshot: Snapshot, store: Store) -> l
             other = OtherSetting(_full_name(slot.stage, name), was, now)
             found.setdefault(other.name, other)
     return list(found.values())
+
+
+def settings_of(snapshot: Snapshot, store: Store) -> dict[str, Any]:
+    """The settings that a snapshot was computed with, by dotted name, as JSON values; not those that no stage reads.
+
+    Args:
+        snapshot: The snapshot.
+        store: Where its artefacts are.
+
+    Raises:
+        P2RecError: An artefact of it is missing or damaged.
+    """
+    known = {name for name, _, _ in describe_settings(PipelineSettings())}
+    found: dict[str, Any] = {}
+    for slot, ref in snapshot.entries.items():
+        stage = slot.split(".")[0]
+        manifest = store.load(ref).manifest
+        read = {_full_name(stage, name): value for name, value in flattened(manifest.settings).items()}
+        found |= {name: value for name, value in read.items() if name in known}
+        if stage in ("finetune", "knowledge"):
+            found["language_model.item_text"] = "texts" in manifest.inputs
+    trained = {slot.split(".")[-1] for slot in snapshot.entries if slot.startswith("evaluation.")}
+    return found | {"variants": [str(variant) for variant in Variant if variant in trained]}
+
+
+def language_model_name(snapshot: Snapshot, store: Store, candidates: Iterable[str]) -> str | None:
+    """The one of several language models that a snapshot was computed with, or else a built-in one; None if that is
+    not on this machine under such a name, or none was used.
+
+    Args:
+        snapshot: The snapshot.
+        store: Where its artefacts are.
+        candidates: Names or directories.
+
+    Raises:
+        P2RecError: An artefact of the snapshot is missing or damaged.
+    """
+    from p2rec_core.language.identity import BUILT_IN_NAMES, model_identity
+
+    for ref in snapshot.entries.values():
+        manifest = store.load(ref).manifest
+        if "language-model" not in manifest.inputs:
+            continue
+        seed = manifest.settings.get("seed")
+        for name in (*candidates, *BUILT_IN_NAMES):
+            with contextlib.suppress(ModelError):  # it is not on this machine
+                if model_identity(name, seed=seed) == manifest.inputs["language-model"].sha256:
+                    return name
+        return None
+    return None
 
 
 def _full_name(stage: str, name: str) -> str:

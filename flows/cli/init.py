@@ -5,7 +5,6 @@ import re
 import shlex
 import sys
 import tempfile
-import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +16,8 @@ from rich.console import Console
 from flows.cli.options import JsonOption, NoHeaderOption
 from p2rec_core.errors import SettingsError
 from p2rec_core.settings.data import IngestSettings, OnError, SourceFormat
-from p2rec_core.settings.document import configuration
-from p2rec_core.settings.pipeline import validated
+from p2rec_core.settings.document import EXPERIMENTS_ONLY, configuration
+from p2rec_core.settings.pipeline import toml_values, validated
 from p2rec_core.settings.proposal import DataSizes, Proposal, proposals
 from storage.datasets import DATASETS
 from storage.ingest.detect import Detected, Wanted, detect
@@ -27,7 +26,6 @@ from storage.ingest.partitions import is_pattern, joined, partitions_of
 from storage.manifest import checked_name
 from tasks.outputs import write_new_text
 
-_EXPERIMENTS_ONLY = ("e4srec", "cost")
 _NAME = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -90,8 +88,8 @@ def init(
     found, look = _looked_at(path, wanted, on_error, item_texts)
     chosen = [*_of_the_file(found, look, on_error), *proposals(_sizes(look.core))]
     commands = _commands(path, dataset, target, item_texts)
-    text = configuration(_head(path, look, commands), chosen, left_out=_EXPERIMENTS_ONLY, everything=everything)
-    validated(tomllib.loads(text))
+    text = configuration(_head(path, look, commands), chosen, left_out=EXPERIMENTS_ONLY, everything=everything)
+    validated(toml_values(text))
     write_new_text(target, text)
     if as_json:
         values = {"path": str(target), "dataset": dataset, "format": found.format, "found": asdict(look)}

@@ -42,10 +42,10 @@ class IngestSettings(Settings):
     item_column: str = Field("item_id", min_length=1)
     """Column of the items, where the layout has names."""
     timestamp_column: str | None = "timestamp"
-    """Column of the times, where the layout has names. Null (in TOML an empty text) keeps the order of
+    """Column of the times, where the layout has names. Null keeps the order of
     the file."""
     delimiter: str | None = None
-    """Character between the fields of a CSV or TSV file, such as ``;``. Null (in TOML an empty text): that of
+    """Character between the fields of a CSV or TSV file, such as ``;``. Null: that of
     the format."""
     header: bool = True
     """Whether the first line of a CSV or TSV file names the columns; without, they are called by their positions, from
@@ -74,7 +74,7 @@ class IngestSettings(Settings):
     @field_validator("timestamp_column", "delimiter", mode="before")
     @classmethod
     def _empty_is_none(cls, name: object) -> object:
-        return None if name == "" else name  # TOML has no null
+        return None if name == "" else name
 
     @field_validator("delimiter")
     @classmethod

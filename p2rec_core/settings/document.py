@@ -15,9 +15,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from p2rec_core.settings.base import Settings
-from p2rec_core.settings.pipeline import PipelineSettings, which_backbones
+from p2rec_core.settings.pipeline import NULL, PipelineSettings, which_backbones
 from p2rec_core.settings.proposal import Proposal
 from p2rec_core.settings.sequence_model import EncoderSettings
+
+EXPERIMENTS_ONLY = ("e4srec", "cost")
+"""Groups that no run of a pipeline reads."""
 
 _WIDTH = 110
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -164,15 +167,17 @@ def _setting(meaning: Meaning, proposal: Proposal | None) -> Iterator[str]:
     yield from _comment(textwrap.wrap(f"{meaning.text} ({meaning.kind}; general default {meaning.default})", _WIDTH))
     name = meaning.name.rpartition(".")[2]
     if proposal is None:
-        default = "" if meaning.default == "null" else f" {meaning.default}"
-        yield f"# {name} ={default}"
+        yield f"# {name} = {_toml(json.loads(meaning.default))}"
         return
-    yield from _comment(textwrap.wrap(f"Here: {proposal.why}.", _WIDTH))
+    if proposal.why:
+        yield from _comment(textwrap.wrap(f"Here: {proposal.why}.", _WIDTH))
     yield f"{name} = {_toml(proposal.value)}"
 
 
 def _toml(value: Any) -> str:
     """A JSON value as TOML has it; what JSON writes of numbers, texts and lists TOML reads."""
+    if value is None:
+        value = NULL
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

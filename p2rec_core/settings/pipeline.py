@@ -112,6 +112,9 @@ class PipelineSettings(Settings):
         return variants
 
 
+NULL = "null"
+"""What null is in a TOML file."""
+
 _BF16 = {
     "backbone": {"training": {"bf16": True}},
     "recommender": {"training": {"bf16": True}},
@@ -269,17 +272,36 @@ def _merge(target: dict[str, Any], source: Mapping[str, Any]) -> None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The nested values of a TOML file that a user has written.
+    """The nested values of a TOML file that a user has written; see ``toml_values``.
 
     Raises:
         SettingsError: It cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return toml_values(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}.", remedy="Check the path.") from error
     except (ValueError, RecursionError) as error:  # also of bytes, of numbers too long and of brackets too deep
         raise SettingsError(f"{path} is not valid TOML: {error}.", remedy="Correct the file.") from error
+
+
+def toml_values(text: str) -> dict[str, Any]:
+    """The nested values of TOML; the text ``"null"`` is null, which TOML lacks, as it is with ``--set``.
+
+    Raises:
+        ValueError: It is no TOML.
+        RecursionError: Brackets are nested too deep.
+    """
+    values: dict[str, Any] = _with_null(tomllib.loads(text))
+    return values
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _with_null(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_with_null(part) for part in value]
+    return None if value == NULL else value
 
 
 def assigned(text: str) -> tuple[str, Any]:

@@ -44,7 +44,7 @@ class Proposal:
     Attributes:
         name: Its dotted name.
         value: JSON value.
-        why: Why this one, in a few words.
+        why: Why this one, in a few words; empty where there is nothing to say.
     """
 
     name: str

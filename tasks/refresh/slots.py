@@ -227,7 +227,8 @@ def check_continues(
         raise SettingsError(
             f"Snapshot {snapshot.number} of '{snapshot.dataset}' was made with other settings than these: "
             f"{'; '.join(dict.fromkeys(problems))}.",
-            remedy=f"Give those that it was made with, by the --config of its run{f' or by {again}' if again else ''}; "
+            remedy=f"Give those that it was made with, by the --config of its run, which `p2rec settings -d "
+            f"{snapshot.dataset} --snapshot {snapshot.number} --toml` prints{f', or by {again}' if again else ''}; "
             "or compute a new snapshot with `p2rec run` and these.",
         )
 

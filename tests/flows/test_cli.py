@@ -194,6 +194,26 @@ def test_a_run_without_a_configuration_says_what_is_not_as_in_the_last_one(
     assert settings_note(slots, store, "another") is None
 
 
+def test_the_configuration_of_a_snapshot_computes_nothing(filled: Path, tmp_path: Path) -> None:
+    printed = p2rec("settings", "--store", filled, "--snapshot", "current", "--toml")
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.startswith("# What snapshot 1 of sample was computed with.\n")
+    config = tmp_path / "sample.toml"
+    config.write_text(printed.stdout)
+    call = p2rec("run", "--dry-run", "--json", "--store", filled, "--config", config)
+    assert call.returncode == 0, call.stderr
+    assert all(row["cached"] for row in json.loads(call.stdout))
+    rows = json.loads(p2rec("settings", "clusters", "--store", filled, "--snapshot", "1", "--json").stdout)
+    assert {row["setting"]: row["value"] for row in rows}["clusters.n_clusters"] == 12
+
+
+def test_what_a_snapshots_settings_cannot_be_asked_with(filled: Path, sets: list[str]) -> None:
+    asked = ("settings", "--store", filled, "--snapshot", "1")
+    failed(p2rec(*asked, *sets), 2, "Of a snapshot --set would change nothing.")
+    failed(p2rec(*asked, "--toml", "--json"), 2, "--toml and --json exclude each other.")
+    failed(p2rec("settings", "--store", filled, "--snapshot", "7"), 4, "There is no snapshot 7 of")
+
+
 def test_a_plan_for_a_program(filled: Path, sets: list[str]) -> None:
     call = p2rec("show", "--plan", "--json", "--store", filled, *sets, "--set", "clusters.n_clusters=9")
     assert call.returncode == 0, call.stderr

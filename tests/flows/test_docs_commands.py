@@ -4,6 +4,7 @@ Small settings are appended where a command trains, and ``beauty`` and ``table2`
 replaced by the embedded sample and its experiment. What is run by other tests is named with them.
 """
 
+import contextlib
 import importlib
 import re
 import shlex
@@ -132,7 +133,7 @@ def adapted(command: str, small: list[str]) -> list[str]:
     if "causal_conv" in command:
         chosen = [a for a in chosen if "inner_size" not in a]
     extra = [word for a in chosen if a.partition("=")[0] not in given for word in ("--set", a)]
-    trains = words[1] in TRAINS and (words[1] != "show" or "--plan" in words)
+    trains = words[1] in TRAINS and (words[1] != "show" or "--plan" in words) and "--snapshot" not in words
     if trains or words[1:3] == ["experiment", "run"] or words[1:3] == ["experiment", "show"]:
         words += extra
     needs_gpu = "run" in words[1:3] and any(word == "gpu" or word.startswith("runtime.device=cuda") for word in words)
@@ -147,6 +148,10 @@ def run(words: list[str]) -> str | None:
         subprocess.run([sys.executable, *words[1:]], check=True, timeout=120)
     elif words[0] != "p2rec":
         subprocess.run(words, check=True, timeout=60)
+    elif ">" in words:
+        *words, _, path = words
+        with Path(path).open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+            return run(words)
     else:
         try:
             app(words[1:], result_action="return_value")

@@ -20,7 +20,7 @@ from flows.refresh_report import RefreshReport
 from flows.summary import language_model_note
 from p2rec_core.errors import DataError, RefreshRefused, SettingsError, StoreError
 from p2rec_core.settings.data import IngestSettings
-from p2rec_core.settings.pipeline import PipelineSettings, pipeline_settings
+from p2rec_core.settings.pipeline import PipelineSettings, describe_settings, pipeline_settings
 from storage.artefacts import Artefact, Store
 from storage.ingest.nights import nights
 from storage.ingest.pipeline import ingest
@@ -29,6 +29,7 @@ from storage.remote.layout import read_current
 from storage.sample import generate_sample
 from storage.snapshots import Snapshot, list_snapshots, publish_snapshot, read_snapshot, refusal_of, rollback
 from tasks.arrays import vectors
+from tasks.other_settings import language_model_name, settings_of
 from tasks.progress import listening
 from tasks.refresh.knowledge import READ
 from tasks.sources import register
@@ -270,10 +271,27 @@ def test_a_night_that_was_overtaken_at_the_last_moment_does_not_replace_the_othe
     assert refusal_of(read_snapshot(store, "clicks", 4)) == (reason,)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_settings_of_a_snapshot_are_those_that_it_was_made_with(
+    first_night: tuple[House, RefreshReport], number: int
+) -> None:
+    store = Store.open(first_night[0].store)
+    snapshot = read_snapshot(store, "clicks", number)
+    found = settings_of(snapshot, store)
+    made = pipeline_settings(dataset="clicks", assignments=[*SETTINGS, "ingest.format=parquet"])
+    of_the_run = {name: json.loads(value) for name, value, _ in describe_settings(made)}
+    assert {name: of_the_run[name] for name in found} == found
+    assert found["clusters.n_clusters"] == 6
+    assert found["language_model.item_text"] is True
+    unread = {name.split(".")[0] for name in of_the_run.keys() - found.keys()}
+    assert unread <= {"runtime", "refresh", "e4srec", "cost", "ingest", "language_model", "backbone", "recommender"}
+    assert language_model_name(snapshot, store, ["/no/such/directory"]) == "random-llama-tiny"
+
+
 def test_what_cannot_be_refreshed_is_named(copied: House, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"other settings than these: clusters\.max_iter 300 → 7\. .*--set") as e:
         refreshed(copied, "clusters.max_iter=7")
-    assert "--set clusters.max_iter=300;" in e.value.remedy
+    assert "`p2rec settings -d clicks --snapshot 2 --toml` prints, or by --set clusters.max_iter=300;" in e.value.remedy
     with pytest.raises(SettingsError, match=r"than these: fusion\.item_text true → false"):
         refreshed(copied, "fusion.item_text=false")
     with pytest.raises(SettingsError, match=r"refresh\.gate_k = 7 is none of evaluation\.cutoffs = \[5, 10\]"):
