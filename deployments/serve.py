@@ -33,6 +33,7 @@ from flows.server import (
     history_alone,
     server_address,
 )
+from p2rec_core.errors import SettingsError
 
 PORT = 4200
 """Port of a server of our own; Prefect's usual one."""
@@ -126,6 +127,7 @@ def _server(configured: str | None, host: str, port: int) -> Iterator[str]:
         from prefect.settings import PREFECT_UI_URL
 
         check_configured()
+        check_not_taken()
         yield str(PREFECT_UI_URL.value())
         return
     server = LocalServer(host=host, port=port, interface=True)
@@ -137,6 +139,33 @@ def _server(configured: str | None, host: str, port: int) -> Iterator[str]:
         yield server.address
     finally:
         server.stop()
+
+
+def check_not_taken() -> None:
+    """Make sure that nobody serves the configured server's deployments on another store: they would be taken over, and
+    each process would start the other's runs.
+
+    Raises:
+        SettingsError: Somebody does.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import DeploymentStatus
+    from prefect.exceptions import ObjectNotFound
+
+    store = os.environ.get(STORE_VARIABLE)
+    with get_client(sync_client=True) as client:
+        for name, flow in served_flows().items():
+            try:
+                there = client.read_deployment_by_name(f"{flow.name}/{name}")
+            except ObjectNotFound:
+                continue
+            other = there.parameters.get("store", store)
+            if other != store and there.status == DeploymentStatus.READY:
+                raise SettingsError(
+                    f"The deployment {name} of this Prefect server is served on the store {other}, not on {store}.",
+                    remedy="Serve that one, or another Prefect server (PREFECT_API_URL); a minute after its process has"
+                    " ended the deployments are free.",
+                )
 
 
 def served_flows() -> Mapping[Scheduled, Any]:

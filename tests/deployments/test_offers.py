@@ -6,10 +6,11 @@ import pytest
 from prefect import get_client
 
 from deployments.offers import Offers
-from deployments.serve import deployments, served_flows
+from deployments.serve import check_not_taken, deployments, served_flows
 from flows.cli.data import import_file
 from flows.forms import STORE_VARIABLE
 from flows.schedules import Schedule
+from p2rec_core.errors import SettingsError
 from p2rec_core.settings.data import SourceFormat
 from storage.artefacts import Store
 
@@ -40,3 +41,22 @@ def test_a_dataset_that_is_imported_while_forms_are_served_can_be_chosen(
         assert run.parameters["dataset"] == "clicks"
         [kept] = there.schedules
     assert kept.schedule.cron == "0 3 * * *"
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_deployments_that_are_served_on_another_store_are_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "theirs"))
+    check_not_taken()
+    for deployment in deployments():
+        deployment.apply()
+    with get_client(sync_client=True) as client:
+        there = client.read_deployment_by_name("stage/stage")
+        monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "ours"))
+        check_not_taken()  # nobody has looked for runs yet
+        client.get_scheduled_flow_runs_for_deployments([there.id])
+    with pytest.raises(SettingsError, match=r"The deployment stage of .* on the store \S+/theirs, not on \S+/ours"):
+        check_not_taken()
+    monkeypatch.setenv(STORE_VARIABLE, str(tmp_path / "theirs"))
+    check_not_taken()  # who serves the same store shares its runs
