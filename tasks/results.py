@@ -20,8 +20,10 @@ from p2rec_core.analysis.results import (
 )
 from p2rec_core.errors import ArtefactMissing
 from p2rec_core.metrics import SEEN_POLICIES
+from p2rec_core.sequences import RaggedSequences
 from p2rec_core.settings.sequence_model import Variant
 from storage.artefacts import Artefact, ArtefactRef, Store
+from tasks.arrays import ragged, targets
 from tasks.dag import E4SREC_EVALUATION, NO_LEARNING, PROBE
 from tasks.e4srec_evaluation import METHOD, VARIANT
 from tasks.experiments import CellRecord, ExperimentRecord, command_for, read_record
@@ -155,6 +157,7 @@ def _facts(store: Store, record: ExperimentRecord, dataset: str) -> DatasetFacts
     test = ingest.table("test")
     target_n_train = np.full(len(n_train), -1, np.int32)
     target_n_train[test["user_idx"].to_numpy() - 1] = items[test["item_idx"].to_numpy() - 1]
+    sequences, last = ragged(ingest.table("sequences")), targets(ingest.table("validation"), len(n_train))
     agreement, labels = _knowledge(store, record, dataset)
     return DatasetFacts(
         dataset=dataset,
@@ -164,12 +167,29 @@ def _facts(store: Store, record: ExperimentRecord, dataset: str) -> DatasetFacts
         n_interactions=counts["n_interactions"],
         n_train=n_train,
         target_n_train=target_n_train,
+        target_seen=_target_seen(sequences, last, targets(test, len(n_train))),
         no_learning=_no_learning(store, shared.slots),
         agreement=agreement,
         cost=_cost(store, shared.slots),
         probes=_probes(store, record, dataset),
         language_model=", ".join(labels),
     )
+
+
+def _target_seen(
+    training: RaggedSequences, validation: "NDArray[np.int32]", test: "NDArray[np.int32]"
+) -> "NDArray[np.int32]":
+    """1 where a user's test item is in the training part or the validation item, 0 where not, -1 without a test item.
+
+    Args:
+        training: Training parts by user.
+        validation: int32 (users,) validation items; 0 = none.
+        test: int32 (users,) test items; 0 = none.
+    """
+    users = np.repeat(np.arange(len(training)), training.lengths)
+    seen = validation == test
+    seen[users[training.items == test[users]]] = True
+    return np.where(test == 0, -1, seen).astype(np.int32)
 
 
 def _no_learning(store: Store, slots: Mapping[str, ArtefactRef]) -> "dict[str, dict[str, NDArray[np.int32]]]":

@@ -1,4 +1,4 @@
-"""Users in groups: by how active they are, and by how frequent the item is that they should be recommended."""
+"""Users in groups: by how active they are, how frequent the item is that they should get, and whether they had it."""
 
 from dataclasses import dataclass
 
@@ -56,6 +56,16 @@ def frequency_groups(target_n_train: NDArray[np.int32], n_warm: int = N_WARM_GRO
         part = np.searchsorted(limits, target_n_train[warm])
         groups.extend(_group(warm[part == i], target_n_train) for i in range(len(limits)))
     return groups
+
+
+def target_groups(target_seen: NDArray[np.int32]) -> list[Group]:
+    """Users whose target is new to them, and those who come back to an item; empty groups are left out.
+
+    Args:
+        target_seen: int32 (n,) 1 where the user had the target before, 0 where not; negative = unknown, in no group.
+    """
+    parts = [(name, value, np.flatnonzero(target_seen == value)) for name, value in (("new", 0), ("had before", 1))]
+    return [Group(name, value, value, rows) for name, value, rows in parts if len(rows)]
 
 
 def _group(rows: NDArray[np.int64], values: NDArray[np.int32]) -> Group:

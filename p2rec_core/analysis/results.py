@@ -101,6 +101,8 @@ class DatasetFacts:
         n_interactions: Interactions.
         n_train: int32 (n_users,) training interactions per user; row i belongs to user_idx i + 1.
         target_n_train: int32 (n_users,) training interactions of the user's test item; 0 = cold, -1 = no test item.
+        target_seen: int32 (n_users,) 1 where the user had the test item before, 0 where not, -1 = no test item; None
+            where that is not known.
         no_learning: Method → seen policy → int32 ranks, aligned with ``users`` of the cells.
         agreement: Arm → {"C1", "C2", "C3"} → share of items (paper, Fig. 5).
         cost: Rows of the language model's cost: method, phase ("training" | "inference"), level, n_instances,
@@ -116,6 +118,7 @@ class DatasetFacts:
     n_interactions: int
     n_train: NDArray[np.int32]
     target_n_train: NDArray[np.int32]
+    target_seen: NDArray[np.int32] | None = None
     no_learning: Mapping[str, Mapping[str, NDArray[np.int32]]] = field(default_factory=lambda: MappingProxyType({}))
     agreement: Mapping[str, Mapping[str, float]] = field(default_factory=lambda: MappingProxyType({}))
     cost: Sequence[Mapping[str, Any]] = ()
@@ -254,9 +257,9 @@ def _check_result(result: CellResult, datasets: Mapping[str, DatasetFacts]) -> N
 
 
 def _check_facts(facts: DatasetFacts, result: CellResult) -> None:
-    for name in ("n_train", "target_n_train"):
+    for name in ("n_train", "target_n_train", "target_seen"):
         values = getattr(facts, name)
-        if values.shape != (facts.n_users,):
+        if values is not None and values.shape != (facts.n_users,):
             raise _invalid(f"{name} of '{facts.dataset}' has {len(values)} rows for {facts.n_users} users.")
     if len(result.users) and not 1 <= int(result.users[0]) <= int(result.users[-1]) <= facts.n_users:
         raise _invalid(f"{result.cell} has users outside 1…{facts.n_users}.")

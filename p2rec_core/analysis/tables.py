@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from p2rec_core.analysis.comparison import Comparison, Scores
-from p2rec_core.analysis.groups import Group, activity_groups, frequency_groups
+from p2rec_core.analysis.groups import Group, activity_groups, frequency_groups, target_groups
 from p2rec_core.analysis.paper import ARMS, paper_gain, paper_gains, paper_row
 from p2rec_core.analysis.results import DatasetFacts, ExperimentResults, Roles
 from p2rec_core.analysis.significance import METRICS, PRIMARY_METRIC, mean_interval, relative_gain
@@ -43,6 +43,7 @@ def all_tables(scores: Scores) -> list[Table]:
         no_learning_table(results),
         activity_table(scores),
         frequency_table(scores),
+        targets_table(scores),
         agreement_table(results),
         cost_table(results),
         probes_table(results),
@@ -163,6 +164,16 @@ def frequency_table(scores: Scores) -> Table:
         facts, users = scores.results.datasets[name], scores.results.users(name)
         rows.extend(group_rows(scores, name, frequency_groups(facts.target_n_train[users - 1])))
     return Table("frequency", _GROUP_COLUMNS, rows)
+
+
+def targets_table(scores: Scores) -> Table:
+    """Users whose target is new to them, and users who come back to an item that they had."""
+    rows: list[Row] = []
+    for name in scores.results.dataset_names():
+        facts, users = scores.results.datasets[name], scores.results.users(name)
+        if facts.target_seen is not None:
+            rows.extend(group_rows(scores, name, target_groups(facts.target_seen[users - 1])))
+    return Table("targets", _GROUP_COLUMNS, rows)
 
 
 def group_rows(
@@ -290,6 +301,11 @@ def datasets_table(results: ExperimentResults) -> Table:
 def n_cold_targets(results: ExperimentResults, facts: DatasetFacts) -> int:
     """Test users whose target occurs in no training part."""
     return int((facts.target_n_train[results.users(facts.dataset) - 1] == 0).sum())
+
+
+def n_seen_targets(results: ExperimentResults, facts: DatasetFacts) -> int:
+    """Test users whose target they had before; 0 where that is not known."""
+    return 0 if facts.target_seen is None else int((facts.target_seen[results.users(facts.dataset) - 1] == 1).sum())
 
 
 def as_text(value: Any) -> str:

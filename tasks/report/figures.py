@@ -14,7 +14,7 @@ from p2rec_core.analysis.comparison import Comparison, Scores
 from p2rec_core.analysis.paper import ARMS, paper_gain
 from p2rec_core.analysis.results import method_order
 from p2rec_core.analysis.significance import PRIMARY_METRIC
-from p2rec_core.analysis.tables import activity_table, agreement_table, cost_table, frequency_table
+from p2rec_core.analysis.tables import activity_table, agreement_table, cost_table, frequency_table, targets_table
 from tasks.report import panels
 from tasks.report.names import arm_title, dataset_title, interval, method_title, per_cent, seconds, short_count
 from tasks.report.style import MUTED, PAPER_INK, RIVAL, SHARES, Look, inline_svg, look, new_figure, settle
@@ -111,6 +111,7 @@ def all_figures(scores: Scores) -> list[FigureSpec]:
         agreement(scores),
         activity(scores),
         frequency(scores),
+        targets(scores),
         ablations(scores),
         curves(scores),
     )
@@ -193,6 +194,20 @@ def frequency(scores: Scores) -> FigureSpec | None:
     rows, arms = frequency_table(scores).rows, scores.results.roles.main[1:]
     found = _group_panels(scores, rows, arms, panels.gains_by_group, "training interactions of the target item", "gain")
     return _group_figure(scores, "item-frequency", "Rare and frequent items", caption, found, arms)
+
+
+def targets(scores: Scores) -> FigureSpec | None:
+    """The gain where the target is new to the user, and where the user comes back to it; None where nobody does."""
+    rows = targets_table(scores).rows
+    mixed = {row["dataset"] for row in rows if row["name"] == "had before"}
+    rows, arms = [row for row in rows if row["dataset"] in mixed], scores.results.roles.main[1:]
+    caption = (
+        f"Relative gain over Base in test {PRIMARY_METRIC}, seen items eligible, where the user never had the item "
+        "that comes next, and where the user comes back to one. Bars: 95 % interval over users, cut at the edge where "
+        "they are longer."
+    )
+    found = _group_panels(scores, rows, arms, panels.gains_by_group, "the item that the user should get", "gain")
+    return _group_figure(scores, "item-targets", "New items, and those that people come back to", caption, found, arms)
 
 
 def curves(scores: Scores) -> FigureSpec | None:

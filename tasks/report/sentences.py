@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from p2rec_core.analysis.comparison import Comparison, MeanGain, Scores
 from p2rec_core.analysis.paper import paper_row
 from p2rec_core.analysis.significance import ALPHA, PRIMARY_METRIC, Interval
-from p2rec_core.analysis.tables import n_cold_targets, paper_mean_gain
+from p2rec_core.analysis.tables import n_cold_targets, n_seen_targets, paper_mean_gain
 from tasks.report.names import arm_title, dataset_title, interval, listed, method_title, per_cent, plural
 
 ABOUT_PROBES = (
@@ -241,12 +241,18 @@ def _data(scores: Scores) -> list[str]:
     random_init = [f.language_model for f in datasets if "random-init" in f.language_model]
     if random_init:
         found.append(f"The language model has random weights: {listed(sorted(set(random_init)))}.")
-    cold = [(facts, n_cold_targets(results, facts)) for facts in datasets]
-    words = [
-        f"{n:,} of {len(results.users(facts.dataset)):,} on {dataset_title(facts.dataset)}" for facts, n in cold if n
-    ]
-    if words:
-        found.append(f"Test targets that occur in no training part, which no model can know: {listed(words)}.")
+    for count, what in (
+        (n_cold_targets, "Test targets that occur in no training part, which no model can know"),
+        (n_seen_targets, "Test targets that their users had before"),
+    ):
+        numbers = [(facts, count(results, facts)) for facts in datasets]
+        words = [
+            f"{n:,} of {len(results.users(facts.dataset)):,} on {dataset_title(facts.dataset)}"
+            for facts, n in numbers
+            if n
+        ]
+        if words:
+            found.append(f"{what}: {listed(words)}.")
     return found
 
 

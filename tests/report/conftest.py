@@ -45,6 +45,8 @@ def make_results(
                 if cell not in missing:
                     cells.append(one_cell(rng, cell, users, level, arms.get(arm, 0.0), n_items))
         repeats = rng.random(len(users)) < 0.03
+        seen = np.full(n_users, -1, np.int32)
+        seen[users - 1] = repeats
         facts[dataset] = DatasetFacts(
             dataset=dataset,
             synthetic=synthetic,
@@ -53,6 +55,7 @@ def make_results(
             n_interactions=int(n_train.sum()),
             n_train=n_train,
             target_n_train=np.where(np.isin(np.arange(1, n_users + 1), users), target, -1).astype(np.int32),
+            target_seen=seen,
             no_learning={
                 "popularity": both(rng.integers(5, n_items, len(users))),
                 "recency copy": {

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from p2rec_core.analysis.comparison import Scores, require_comparable
-from p2rec_core.analysis.groups import activity_groups, frequency_groups
+from p2rec_core.analysis.groups import activity_groups, frequency_groups, target_groups
 from p2rec_core.analysis.paper import LITERATURE, paper_gains, paper_row, paper_rows
 from p2rec_core.analysis.results import (
     Cell,
@@ -163,6 +163,12 @@ def test_frequency_groups_keep_equal_frequencies_together():
     assert [g.name for g in frequency_groups(np.array([0], np.int32))] == ["cold"]
 
 
+def test_users_who_come_back_are_told_from_those_who_find_something_new():
+    groups = target_groups(np.array([0, 1, -1, 1, 0, 0], np.int32))
+    assert [(g.name, g.rows.tolist()) for g in groups] == [("new", [0, 4, 5]), ("had before", [1, 3])]
+    assert [g.name for g in target_groups(np.array([0, 0], np.int32))] == ["new"]
+
+
 def test_every_table_has_its_columns_and_kinds(make):
     kinds = {"text": str, "int": (int, np.integer), "float": (float, int), "bool": bool}
     for table in all_tables(Scores(make(missing=[Cell("beauty", "sasrec", "ci", 2)]))):
@@ -176,7 +182,7 @@ def test_every_table_has_its_columns_and_kinds(make):
 def test_groups_add_up_to_all_users(make):
     scores = Scores(make())
     tables = {table.name: table for table in all_tables(scores)}
-    for name in ("activity", "frequency"):
+    for name in ("activity", "frequency", "targets"):
         rows = [row for row in tables[name].rows if row["arm"] == "p2rec"]
         assert sum(row["n_users"] for row in rows) == len(scores.results.users("beauty"))
         total = sum(row["n_users"] * row["mean"] for row in rows) / sum(row["n_users"] for row in rows)
@@ -190,7 +196,7 @@ def test_degenerate_results_are_tables_too():
         for comparison in scores.table("keep"):
             assert comparison.reason
             assert math.isnan(comparison.p_users) or comparison.p_users == 1
-        assert len(all_tables(scores)) == 16
+        assert len(all_tables(scores)) == 17
 
 
 def test_results_without_users_have_no_value():

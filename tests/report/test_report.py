@@ -82,10 +82,11 @@ def test_everything_is_there(written):
         "fig5-agreement",
         "fig6-activity",
         "item-frequency",
+        "item-targets",
         "ablations",
         "learning-curves",
     }
-    assert len(written.tables) == 16
+    assert len(written.tables) == 17
     for svg, png in written.figures.values():
         assert svg.read_bytes().startswith(b"<?xml")
         assert png.read_bytes().startswith(b"\x89PNG")
@@ -123,7 +124,7 @@ def test_tables_and_figures_speak_to_screen_readers(page):
     for attributes in page.having("th"):
         assert attributes["scope"] in ("col", "row")
     images = [a for _, a in page.elements if a.get("role") == "img"]
-    assert len(images) == 8
+    assert len(images) == 9
     assert all(len(str(a["aria-label"])) > 20 for a in images)
     assert len(page.having("caption")) == len(page.having("table"))
 

@@ -463,6 +463,12 @@ def test_results_are_those_of_the_artefacts(computed):
     assert facts.language_model == "random-llama-tiny (random-init)"
     assert set(facts.no_learning) == {"popularity", "recency copy", "id + 1"}
     assert (facts.target_n_train >= 0).sum() == len(results.cells[0].users)
+    ingested = store.load(run.results["small/ingest"].ref)
+    had = {row["user_idx"]: set(row["items"]) for row in ingested.table("sequences").to_pylist()}
+    for row in ingested.table("validation").to_pylist():
+        had[row["user_idx"]].add(row["item_idx"])
+    expected = {row["user_idx"]: row["item_idx"] in had[row["user_idx"]] for row in ingested.table("test").to_pylist()}
+    assert {user: bool(seen) for user, seen in enumerate(facts.target_seen.tolist(), 1) if seen >= 0} == expected
 
 
 def test_what_the_knowledge_carries_is_in_the_results(computed, define, matrix_driver, tmp_path):
