@@ -68,6 +68,10 @@ def test_a_pages_commands_can_be_parsed(page: Path) -> None:
             assert bound.arguments is not None
 
 
+def test_there_are_commands_to_parse() -> None:
+    assert len([command for command in commands(ROOT / "README.md") if command.startswith("p2rec ")]) > 10
+
+
 def test_what_is_run_elsewhere_is_run_there() -> None:
     for page, test in ELSEWHERE.items():
         assert commands(ROOT / page)
