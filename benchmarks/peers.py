@@ -89,17 +89,17 @@ def measure(options: argparse.Namespace) -> Report:
         if "evaluate" in wanted:
             print(f"evaluate: {data.title}", flush=True)
             _keep(report, "evaluate", options.out, *evaluate_row(sides, data, options.rounds, EVALUATE_REPEATS))
-        if "train" in wanted:
-            for backbone in options.backbones:
-                print(f"train: {data.title}", flush=True)
-                rows, runs = train_rows(sides, data, backbone, options.train_rounds, options.epochs)
-                _keep(report, f"train {backbone}", options.out, rows, runs)
         if "pace" in wanted:
             for taken, width in itertools.product(dict.fromkeys((data, loaded)), options.pace_widths):
                 print(f"pace: {taken.title}, d {width}", flush=True)
                 for backbone in options.backbones:
                     rows, runs = pace_rows(replace(sides, width=int(width)), taken, backbone, options.train_rounds)
                     _keep(report, f"pace {taken.title} {backbone} {width}", options.out, rows, runs)
+        if "train" in wanted:
+            for backbone in options.backbones:
+                print(f"train: {data.title}", flush=True)
+                rows, runs = train_rows(sides, data, backbone, options.train_rounds, options.epochs)
+                _keep(report, f"train {backbone}", options.out, rows, runs)
     return report
 
 

@@ -1,9 +1,12 @@
 """Every table of the report as rows of plain values, ready for a file."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from p2rec_core.analysis.comparison import Comparison, Scores
 from p2rec_core.analysis.groups import Group, activity_groups, frequency_groups, target_groups
@@ -150,30 +153,40 @@ def no_learning_table(results: ExperimentResults) -> Table:
 
 def activity_table(scores: Scores) -> Table:
     """Users in equal groups by training length (paper, Fig. 6)."""
-    rows: list[Row] = []
-    for name in scores.results.dataset_names():
-        facts, users = scores.results.datasets[name], scores.results.users(name)
-        rows.extend(group_rows(scores, name, activity_groups(users, facts.n_train[users - 1])))
-    return Table("activity", _GROUP_COLUMNS, rows)
+    return _group_table("activity", scores, lambda facts, users: activity_groups(users, facts.n_train[users - 1]))
 
 
 def frequency_table(scores: Scores) -> Table:
     """Users in groups by the frequency of their target."""
-    rows: list[Row] = []
-    for name in scores.results.dataset_names():
-        facts, users = scores.results.datasets[name], scores.results.users(name)
-        rows.extend(group_rows(scores, name, frequency_groups(facts.target_n_train[users - 1])))
-    return Table("frequency", _GROUP_COLUMNS, rows)
+    return _group_table("frequency", scores, lambda facts, users: frequency_groups(facts.target_n_train[users - 1]))
 
 
 def targets_table(scores: Scores) -> Table:
     """Users whose target is new to them, and users who come back to an item that they had."""
-    rows: list[Row] = []
-    for name in scores.results.dataset_names():
-        facts, users = scores.results.datasets[name], scores.results.users(name)
-        if facts.target_seen is not None:
-            rows.extend(group_rows(scores, name, target_groups(facts.target_seen[users - 1])))
-    return Table("targets", _GROUP_COLUMNS, rows)
+    return _group_table(
+        "targets",
+        scores,
+        lambda facts, users: [] if facts.target_seen is None else target_groups(facts.target_seen[users - 1]),
+    )
+
+
+def _group_table(
+    name: str, scores: Scores, groups_of: Callable[[DatasetFacts, NDArray[np.int32]], Sequence[Group]]
+) -> Table:
+    """The rows of every dataset's groups.
+
+    Args:
+        name: Of the table.
+        scores: The experiment's metrics.
+        groups_of: Groups of the test users, int32 (n,) user_idx, of a dataset.
+    """
+    results = scores.results
+    rows = [
+        row
+        for dataset in results.dataset_names()
+        for row in group_rows(scores, dataset, groups_of(results.datasets[dataset], results.users(dataset)))
+    ]
+    return Table(name, _GROUP_COLUMNS, rows)
 
 
 def group_rows(
