@@ -24,7 +24,7 @@ from flows.prepare import looked_at
 from flows.server import server_for_runs
 from p2rec_core.errors import SettingsError, StoreError
 from p2rec_core.settings.experiment import ExperimentSettings, experiment_settings, flattened
-from p2rec_core.settings.pipeline import assigned, read_toml
+from p2rec_core.settings.pipeline import Profile, assigned, read_toml
 from storage.artefacts import Store, is_store
 from tasks.experiments import Recorder, read_record, recorded
 from tasks.machine import check_device
@@ -41,6 +41,7 @@ SeedsOption = Annotated[ListOption, Parameter(name="--seeds", help="Instead of i
 ParallelOption = Annotated[
     int | None, Parameter(name="--parallel", help="Computations at a time; default one for every two cores.")
 ]
+ProfileOption = Annotated[Profile | None, Parameter(name="--profile", help="Instead of its own: cpu, cpu-bf16 or gpu.")]
 AsOption = Annotated[str | None, Parameter(name="--as", help="Another name to keep the results under.")]
 
 
@@ -52,6 +53,7 @@ def run(
     backbones: BackbonesOption = None,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
+    profile: ProfileOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
     keep_as: AsOption = None,
@@ -68,11 +70,12 @@ def run(
         p2rec experiment run sample
         p2rec experiment run table2 --datasets beauty --seeds 1
         p2rec experiment run table2 --seeds 1,2,3,4,5         # two more seeds; the others are reused
+        p2rec experiment run beauty --profile gpu
         p2rec experiment run sample --set clusters.n_clusters=20 --as coarse
         p2rec experiment run compare.toml --config clicks.toml --parallel 4 --dry-run
     """
     begun = time.monotonic()
-    whole = _definition(name, store, config=config, assignments=assignments, keep_as=keep_as)
+    whole = _definition(name, store, profile=profile, config=config, assignments=assignments, keep_as=keep_as)
     parts = _parts(datasets, backbones, arms, seeds)
     part = whole.narrowed(**parts)
     if dry_run:
@@ -81,7 +84,7 @@ def run(
     opened = Store.open(store)
     found = _look(part, opened, parallel)
     _check_devices(found)
-    words = _words(name, config, assignments, keep_as)
+    words = _words(name, profile, config, assignments, keep_as)
     if not found.prepared and not found.failures and configured_server() is None:
         report = report_of(found, Recorder(found, whole, words).write(), time.monotonic() - begun)
     else:
@@ -97,6 +100,7 @@ def show(
     backbones: BackbonesOption = None,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
+    profile: ProfileOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -109,7 +113,7 @@ def show(
         p2rec experiment show table2 --datasets beauty
         p2rec experiment show coarse                          # run before with --as coarse
     """
-    whole = _definition(name, store, config=config, assignments=assignments)
+    whole = _definition(name, store, profile=profile, config=config, assignments=assignments)
     part = whole.narrowed(**_parts(datasets, backbones, arms, seeds))
     _look_and_show(part, store, parallel, as_json)
 
@@ -195,6 +199,7 @@ def _definition(
     name: str,
     store: Path,
     *,
+    profile: Profile | None,
     config: Path | None,
     assignments: Sequence[str] | None,
     keep_as: str | None = None,
@@ -203,13 +208,18 @@ def _definition(
     definition = find_definition(name, store)
     below = {} if config is None else flattened(read_toml(config))
     settings = below | definition.settings | dict(map(assigned, assignments or ()))
-    changed = {"settings": settings} | ({"name": keep_as} if keep_as is not None else {})
+    changed: dict[str, Any] = {"settings": settings}
+    changed |= {"name": keep_as} if keep_as is not None else {}
+    changed |= {"profile": str(profile)} if profile is not None else {}
     return experiment_settings(definition.model_dump(mode="json") | changed, place=name)
 
 
-def _words(name: str, config: Path | None, assignments: Sequence[str] | None, keep_as: str | None) -> str:
+def _words(
+    name: str, profile: Profile | None, config: Path | None, assignments: Sequence[str] | None, keep_as: str | None
+) -> str:
     """The same as words of a command line."""
-    words = [name, *(["--config", str(config)] if config is not None else [])]
+    words = [name, *(["--profile", str(profile)] if profile is not None else [])]
+    words += ["--config", str(config)] if config is not None else []
     words += [part for assignment in assignments or () for part in ("--set", assignment)]
     return shlex.join([*words, *(["--as", keep_as] if keep_as is not None else [])])
 

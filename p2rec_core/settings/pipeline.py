@@ -190,7 +190,8 @@ _ENCODER_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "ml-1m": {
         "sasrec": {"max_length": 200, "dropout": 0.2},
         "gru4rec": {"max_length": 200},
-        "caser": {"max_length": 200},
+        "caser": {"max_length": 200, "dropout": 0.2},
+        "fmlp_rec": {"dropout": 0.1},
     },
 }
 """Of a dataset, by backbone: only what that backbone reads."""
