@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclopts import MissingArgumentError
 
 import p2rec_core.backbones
 from flows.cli import app
@@ -35,6 +36,7 @@ SERVED = "tests/deployments/served.py"
 """Runs ``p2rec serve``."""
 
 COMMAND = re.compile(r"^ {4,}((?:[A-Z_0-9]+=\S+ )*(?:p2rec|cp|mkdir|python -c) .*)$", re.MULTILINE)
+IN_A_SENTENCE = re.compile(r"`p2rec ([^`…]+)`")
 BUCKET = "s3://models/p2rec"
 """Of the pages; a directory takes its place (``tests/storage/test_remote.py`` has a server)."""
 TRAINS = ("run", "stage", "refresh", "show", "settings")
@@ -68,7 +70,16 @@ def test_a_pages_commands_can_be_parsed(page: Path) -> None:
             assert bound.arguments is not None
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_within_sentences_and_tables_can_be_parsed(page: Path) -> None:
+    for command in IN_A_SENTENCE.findall(page.read_text(encoding="utf-8")):
+        # a sentence may name an option without its value
+        with contextlib.suppress(MissingArgumentError):
+            app.parse_args(shlex.split(command), exit_on_error=False, print_error=False)
+
+
 def test_there_are_commands_to_parse() -> None:
+    assert IN_A_SENTENCE.findall((ROOT / "docs/results/README.md").read_text(encoding="utf-8"))
     assert len([command for command in commands(ROOT / "README.md") if command.startswith("p2rec ")]) > 10
 
 
