@@ -41,7 +41,9 @@ SeedsOption = Annotated[ListOption, Parameter(name="--seeds", help="Instead of i
 ParallelOption = Annotated[
     int | None, Parameter(name="--parallel", help="Computations at a time; default one for every two cores.")
 ]
-ProfileOption = Annotated[Profile | None, Parameter(name="--profile", help="Instead of its own: cpu, cpu-bf16 or gpu.")]
+OtherProfileOption = Annotated[
+    Profile | None, Parameter(name="--profile", help="Instead of its own: cpu, cpu-bf16 or gpu.")
+]
 AsOption = Annotated[str | None, Parameter(name="--as", help="Another name to keep the results under.")]
 
 
@@ -53,7 +55,7 @@ def run(
     backbones: BackbonesOption = None,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
-    profile: ProfileOption = None,
+    profile: OtherProfileOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
     keep_as: AsOption = None,
@@ -100,7 +102,7 @@ def show(
     backbones: BackbonesOption = None,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
-    profile: ProfileOption = None,
+    profile: OtherProfileOption = None,
     config: ConfigOption = None,
     assignments: SetOption = None,
     store: StoreOption = DEFAULT_STORE,
@@ -208,20 +210,17 @@ def _definition(
     definition = find_definition(name, store)
     below = {} if config is None else flattened(read_toml(config))
     settings = below | definition.settings | dict(map(assigned, assignments or ()))
-    changed: dict[str, Any] = {"settings": settings}
-    changed |= {"name": keep_as} if keep_as is not None else {}
-    changed |= {"profile": str(profile)} if profile is not None else {}
-    return experiment_settings(definition.model_dump(mode="json") | changed, place=name)
+    named = {field: value for field, value in (("name", keep_as), ("profile", profile)) if value is not None}
+    return experiment_settings(definition.model_dump(mode="json") | {"settings": settings} | named, place=name)
 
 
 def _words(
     name: str, profile: Profile | None, config: Path | None, assignments: Sequence[str] | None, keep_as: str | None
 ) -> str:
     """The same as words of a command line."""
-    words = [name, *(["--profile", str(profile)] if profile is not None else [])]
-    words += ["--config", str(config)] if config is not None else []
-    words += [part for assignment in assignments or () for part in ("--set", assignment)]
-    return shlex.join([*words, *(["--as", keep_as] if keep_as is not None else [])])
+    settings = [("--set", assignment) for assignment in assignments or ()]
+    given = [("--profile", profile), ("--config", config), *settings, ("--as", keep_as)]
+    return shlex.join([name, *(word for option, value in given if value is not None for word in (option, str(value)))])
 
 
 def _parts(

@@ -316,6 +316,10 @@ def test_a_configuration_is_shared_by_all_cells(filled: Path, file: Path, call: 
     assert status == 0, err
     assert json.loads(out)["outcomes"]["computed"] == 0
     assert read_record(Store.open(filled), "small").origin == f"{file} --config {config}"
+    status, out, err = call("experiment", "run", file, "--profile", "cpu", *words)
+    assert status == 0, err
+    assert json.loads(out)["outcomes"]["computed"] == 0
+    assert read_record(Store.open(filled), "small").origin == f"{file} --profile cpu --config {config}"
     status, out, err = call("experiment", "run", file, "--profile", "cpu-bf16", *words, "--dry-run")
     assert status == 0, err
     assert {cell["state"] for cell in json.loads(out)["cells"]} == {"missing"}
