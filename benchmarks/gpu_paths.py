@@ -28,7 +28,7 @@ from machine_limits import copy_gb_per_s, multiply_gflops, wait_for
 from numpy.typing import NDArray
 from options import checked_options, chosen, option_parser
 from ours_run import EpochClock, loaded, trained_until_enough
-from report import GIB, Report, Row, measured
+from report import GIB, Part, Report, Row, measured
 from run_facts import run_facts
 from transformers import AutoTokenizer, LlamaConfig, LlamaModel
 
@@ -265,25 +265,25 @@ def measure(options: argparse.Namespace) -> Report:
     device = prepared_device("cuda", options.threads)
     shown = ("parts", "shapes", "backbones", "dataset", "users", "items", "rounds", "clock", "threads")
     facts = run_facts("gpu_paths.py", options, shown, device="cuda")
-    report = Report("gpu", "P2Rec on a GPU", "plain", facts, None, [], {"language": [], "recommenders": []})
+    report = Report.opened(options.out, "gpu", "P2Rec on a GPU", "plain", facts)
     found = gpu_limits(device)
-    facts["limits of the GPU"] = {name: round(value) for name, value in found.items()}
+    report.facts["limits of the GPU"] = {name: round(value) for name, value in found.items()}
     with tempfile.TemporaryDirectory() as folder:
         data = written(options.dataset, Path(folder))
         sequences, validation, n_items = loaded(data.path)
-    for backbone in options.backbones if "recommenders" in options.parts else ():
-        report.runs["recommenders"].append(
-            recommender_run(backbone, sequences, validation, n_items, options.dataset, device)
-        )
-        report.save(options.out)
-    for shape in options.shapes if "language" in options.parts else ():
+
+    def recommender(backbone: str) -> Part:
+        return Part([], [recommender_run(backbone, sequences, validation, n_items, options.dataset, device)])
+
+    def language(shape: str) -> Part:
         _fresh_memory(device)
         model = random_language_model(shape, SHAPES[shape], device)
-        rows, runs = language_rows(model, sequences, n_items, options, data.title, found["bf16_gflops"])
-        del model
-        report.rows.extend(rows)
-        report.runs["language"].extend(runs)
-        report.save(options.out)
+        return Part(*language_rows(model, sequences, n_items, options, data.title, found["bf16_gflops"]))
+
+    for backbone in options.backbones if "recommenders" in options.parts else ():
+        report.measure(f"recommender, {backbone}", partial(recommender, backbone))
+    for shape in options.shapes if "language" in options.parts else ():
+        report.measure(f"language, {shape}", partial(language, shape))
     return report
 
 

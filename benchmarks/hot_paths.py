@@ -12,7 +12,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from catalogue_paths import catalogue_rows
@@ -22,7 +22,7 @@ from machine_limits import has_bf16, limits
 from options import checked_options, option_parser
 from ours_run import loaded
 from pipeline_paths import command_line_rows, run_rows
-from report import Report, Row, measured
+from report import Part, Report, measured
 from run_facts import keep_to, run_facts
 from store_paths import store_rows
 
@@ -51,31 +51,42 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def language_rows(options: argparse.Namespace) -> list[Row]:
+def language_parts(options: argparse.Namespace) -> dict[str, Callable[[], Part]]:
     """Fine-tuning and item knowledge of both language models, on the users of a data set; in bfloat16 too where the
     processor has it."""
     with tempfile.TemporaryDirectory() as folder:
         data = written(options.dataset, Path(folder))
         sequences, _, n_items = loaded(data.path)
-    rows = []
-    for name, narrow in itertools.product(MODELS, (False, True) if has_bf16() else (False,)):
+
+    def measured_part(name: str, narrow: bool) -> Part:
         this = case(name, sequences, n_items, options.users, narrow=narrow)
-        rows.append(finetune_row(this, data.title, options.rounds))
-        rows.append(knowledge_row(this, 256 if options.quick else 4096, options.rounds))
-    return rows
+        tuning = finetune_row(this, data.title, options.rounds)
+        return Part([tuning, knowledge_row(this, 256 if options.quick else 4096, options.rounds)])
 
-
-def part_rows(part: str, options: argparse.Namespace) -> list[Row]:
-    """The rows of one part."""
-    n_items = 50_000 if options.quick else 1_000_000
-    parts: dict[str, Callable[[], list[Row]]] = {
-        "catalogue": lambda: catalogue_rows(quick=options.quick, rounds=options.rounds, threads=options.threads),
-        "language": lambda: language_rows(options),
-        "store": lambda: store_rows(options.out, n_items=n_items, width=256, rounds=options.rounds),
-        "start": lambda: command_line_rows(options.rounds),
-        "pipeline": lambda: run_rows(options.pipeline_dataset, options.rounds, options.threads, quick=options.quick),
+    return {
+        f"language, {name}, {'bfloat16' if narrow else 'float32'}": partial(measured_part, name, narrow)
+        for name, narrow in itertools.product(MODELS, (False, True) if has_bf16() else (False,))
     }
-    return parts[part]()
+
+
+def parts(options: argparse.Namespace) -> dict[str, Callable[[], Part]]:
+    """What was asked for: the names of its parts, and what measures each."""
+    n_items = 50_000 if options.quick else 1_000_000
+    known: dict[str, Callable[[], Part]] = {
+        "catalogue": lambda: Part(catalogue_rows(quick=options.quick, rounds=options.rounds, threads=options.threads)),
+        "store": lambda: Part(store_rows(options.out, n_items=n_items, width=256, rounds=options.rounds)),
+        "start": lambda: Part(command_line_rows(options.rounds)),
+        "pipeline": lambda: Part(
+            run_rows(options.pipeline_dataset, options.rounds, options.threads, quick=options.quick)
+        ),
+    }
+    found: dict[str, Callable[[], Part]] = {}
+    for part in options.parts:
+        if part == "language":
+            found |= language_parts(options)
+        elif part != "limits":
+            found[part] = known[part]
+    return found
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -84,15 +95,11 @@ def measure(options: argparse.Namespace) -> Report:
     prepared_device("cpu", options.threads)
     shown = ("parts", "dataset", "users", "pipeline_dataset", "rounds", "clock", "threads")
     facts = run_facts("hot_paths.py", options, shown)
-    report = Report("paths", "P2Rec's hot paths beside plain ones", "plain", facts, None, [], {})
+    report = Report.opened(options.out, "paths", "P2Rec's hot paths beside plain ones", "plain", facts)
     if "limits" in options.parts:
-        report = replace(report, limits=limits(options.threads))
-    report.save(options.out)
-    for part in options.parts:
-        if part != "limits":
-            print(f"{part} …", flush=True)
-            report.rows.extend(part_rows(part, options))
-            report.save(options.out)
+        report.limits = report.limits or limits(options.threads)
+    for name, part in parts(options).items():
+        report.measure(name, part)
     return report
 
 

@@ -12,16 +12,18 @@ import argparse
 import itertools
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from interactions import datasets_directory, drawn, written
+from interactions import Interactions, datasets_directory, written
 from machine_limits import limits
 from peer_environment import LOCK, peer_python
 from peer_options import parsed
-from peer_rows import EVALUATE_REPEATS, PEER_BATCH, Sides, evaluate_row, ingest_rows, load_row, pace_rows, train_rows
-from report import Report, Row, measured
+from peer_parts import EVALUATE_REPEATS, PEER_BATCH, Sides, evaluate_part, ingest_part, load_part, pace_part, train_part
+from report import Part, Report, measured
 from run_facts import keep_to, run_facts
 
 from storage.datasets import DIRECTORY_VARIABLE
@@ -62,10 +64,9 @@ def measure(options: argparse.Namespace) -> Report:
     if not options.quick and datasets_directory() is None:
         print(f"{DIRECTORY_VARIABLE} is not set: measuring the synthetic sample, which says little of real data.")
     keep_to(options.threads)
-    report = Report("peers", "P2Rec beside RecBole and pandas", "the other side", facts(options), None, [], {})
+    report = Report.opened(options.out, "peers", "P2Rec beside RecBole and pandas", "the other side", facts(options))
     if "limits" in options.parts:
-        report = replace(report, limits=limits(options.threads))
-    report.save(options.out)
+        report.limits = report.limits or limits(options.threads)
     wanted = [part for part in options.parts if part != "limits"]
     if not wanted:
         return report
@@ -78,35 +79,47 @@ def measure(options: argparse.Namespace) -> Report:
         data = written(options.dataset, folder, max_users=options.users)
         loaded = written(options.load_dataset, folder, max_users=options.users)
         report.facts["data"] = [data.facts(), loaded.facts()]
-        if "ingest" in wanted:
-            for millions in options.ingest_millions:
-                print(f"ingest: {millions} million interactions", flush=True)
-                file = drawn(folder, round(float(millions) * 1e6))
-                _keep(report, f"ingest {millions}", options.out, *ingest_rows(sides, file, options.rounds))
-        if "load" in wanted:
-            print(f"load: {loaded.title}", flush=True)
-            _keep(report, "load", options.out, *load_row(sides, loaded, options.rounds))
-        if "evaluate" in wanted:
-            print(f"evaluate: {data.title}", flush=True)
-            _keep(report, "evaluate", options.out, *evaluate_row(sides, data, options.rounds, EVALUATE_REPEATS))
-        if "pace" in wanted:
-            for taken, width in itertools.product(dict.fromkeys((data, loaded)), options.pace_widths):
-                print(f"pace: {taken.title}, d {width}", flush=True)
-                for backbone in options.backbones:
-                    rows, runs = pace_rows(replace(sides, width=int(width)), taken, backbone, options.train_rounds)
-                    _keep(report, f"pace {taken.title} {backbone} {width}", options.out, rows, runs)
-        if "train" in wanted:
-            for backbone in options.backbones:
-                print(f"train: {data.title}", flush=True)
-                rows, runs = train_rows(sides, data, backbone, options.train_rounds, options.epochs)
-                _keep(report, f"train {backbone}", options.out, rows, runs)
+        for name, part in parts(options, wanted, sides, folder, data, loaded):
+            report.measure(name, part)
     return report
 
 
-def _keep(report: Report, part: str, folder: Path, rows: Row | list[Row], runs: list[Any]) -> None:
-    report.rows.extend([rows] if isinstance(rows, Row) else rows)
-    report.runs[part] = runs
-    report.save(folder)
+def parts(
+    options: argparse.Namespace,
+    wanted: Sequence[str],
+    sides: Sides,
+    folder: Path,
+    data: Interactions,
+    loaded: Interactions,
+) -> Iterator[tuple[str, Callable[[], Part]]]:
+    """What was asked for: the names of its parts, and what measures each.
+
+    Args:
+        options: The command line.
+        wanted: Of its parts.
+        sides: How either side is run.
+        folder: For interactions that are drawn.
+        data: To train and evaluate on.
+        loaded: To load.
+    """
+    if "ingest" in wanted:
+        for millions in options.ingest_millions:
+            n_rows = round(float(millions) * 1e6)
+            yield f"ingest, {millions} M", partial(ingest_part, sides, folder, n_rows, options.rounds)
+    if "load" in wanted:
+        yield f"load, {loaded.title}", partial(load_part, sides, loaded, options.rounds)
+    if "evaluate" in wanted:
+        yield f"evaluate, {data.title}", partial(evaluate_part, sides, data, options.rounds, EVALUATE_REPEATS)
+    if "pace" in wanted:
+        each = itertools.product(dict.fromkeys((data, loaded)), options.pace_widths, options.backbones)
+        for taken, width, backbone in each:
+            name = f"pace, {taken.title}, {backbone}, d {width}"
+            wide = replace(sides, width=int(width))
+            yield name, partial(pace_part, wide, taken, backbone, options.train_rounds)
+    if "train" in wanted:
+        for backbone in options.backbones:
+            name = f"train, {data.title}, {sides.named(backbone)}"
+            yield name, partial(train_part, sides, data, backbone, options.train_rounds, options.epochs)
 
 
 if __name__ == "__main__":

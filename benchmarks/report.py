@@ -1,12 +1,17 @@
-"""What a benchmark leaves: rows of ratios as Markdown, JSON and a picture, and a line of history."""
+"""What a benchmark leaves: rows of ratios as Markdown, JSON and a picture, and a line of history.
+
+A run of hours is saved after every part, and one that is broken off goes on where it was: see ``Report.opened``.
+"""
 
 import argparse
+import itertools
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +19,7 @@ from typing import Any
 from processes import BenchmarkError
 
 from p2rec_core.errors import P2RecError
+from storage.disk import replace_durably
 
 GIB = 1 << 30
 
@@ -95,26 +101,104 @@ def _shown(values: Sequence[float], unit: str) -> str:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What was measured at one go, both sides in turn.
+
+    Attributes:
+        rows: Its lines of the table.
+        runs: The raw results behind them.
+    """
+
+    rows: Sequence[Row]
+    runs: Sequence[Any] = ()
+
+
+@dataclass
 class Report:
     """Everything that is known of a run.
 
     Attributes:
+        folder: Where it is saved.
         name: Name of its files, such as ``peers``.
         title: Heading.
         peer_title: What the other side is called.
-        facts: Command, machine, versions, threads, settings.
+        facts: Command, machine, versions, sources, settings.
         limits: What ``machine_limits.limits`` gave; None if it was not asked for.
-        rows: The table.
-        runs: The raw results behind it, by part.
+        parts: What is measured, by name.
+        sittings: When the run was begun or gone on with, the load then and the minutes that it took.
+        ended: When it ended, ISO 8601; None as long as it has not.
+        begun: When this sitting was, by ``time.perf_counter``.
     """
 
+    folder: Path
     name: str
     title: str
     peer_title: str
     facts: dict[str, Any]
-    limits: dict[str, float | int | None] | None
-    rows: list[Row]
-    runs: dict[str, Any]
+    limits: dict[str, float | int | None] | None = None
+    parts: dict[str, Part] = field(default_factory=dict)
+    sittings: list[dict[str, Any]] = field(default_factory=list)
+    ended: str | None = None
+    begun: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def opened(cls, folder: Path, name: str, title: str, peer_title: str, facts: dict[str, Any]) -> "Report":
+        """A new report; or the one that is in the folder, if that run was broken off and all facts are the same.
+
+        Every ratio is of runs side by side within one part, and a part that was broken off is measured again.
+
+        Args:
+            folder: Where it is saved.
+            name: Name of its files.
+            title: Heading.
+            peer_title: What the other side is called.
+            facts: Decide what is measured, and on what.
+
+        Raises:
+            BenchmarkError: What is in the folder under this name is no report.
+        """
+        report = cls(folder, name, title, peer_title, facts)
+        content = _unfinished(folder / f"{name}.json")
+        if content is not None:
+            # as the file has it, with lists for tuples
+            told = json.loads(json.dumps(facts))
+            others = [fact for fact, value in told.items() if content["facts"].get(fact) != value]
+            if others:
+                print(f"{folder / name}.json, which was broken off, has other {', '.join(others)}: beginning anew.")
+            else:
+                report.facts, report.limits, report.sittings = (content[n] for n in ("facts", "limits", "sittings"))
+                rows = {
+                    part: [_read_row(row) for row in content["rows"] if row["part"] == part] for part in content["runs"]
+                }
+                report.parts = {part: Part(rows[part], runs) for part, runs in content["runs"].items()}
+                there = ", ".join(report.parts) or "nothing"
+                print(f"{folder / name}.json was broken off; going on. Measured already: {there}.", flush=True)
+        report.sittings.append(
+            {
+                "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+                "load average": ", ".join(f"{value:.2f}" for value in os.getloadavg()),
+                "minutes": 0.0,
+            }
+        )
+        report.save()
+        return report
+
+    def measure(self, part: str, measure: Callable[[], Part]) -> None:
+        """Measure a part and save, unless it is there from a run that was broken off.
+
+        Args:
+            part: Its name.
+            measure: Does it.
+        """
+        if part not in self.parts:
+            print(f"{part} …", flush=True)
+            self.parts[part] = measure()
+            self.save()
+
+    @property
+    def rows(self) -> list[Row]:
+        """The table."""
+        return list(itertools.chain.from_iterable(part.rows for part in self.parts.values()))
 
     @property
     def f32_gflops(self) -> float | None:
@@ -145,32 +229,35 @@ class Report:
                 + f"; copying in memory {self.limits['copy_gb_per_s']:.1f} GB/s.",
                 "",
             ]
-        lines += [f"- {name}: {_told(value)}" for name, value in self.facts.items()]
+        lines += [f"- {name}: {_told(value)}" for name, value in {**self.facts, "sittings": self.sittings}.items()]
         return "\n".join(lines) + "\n"
 
-    def save(self, folder: Path) -> None:
-        """Write ``NAME.md``, ``NAME.json`` and, where there are ratios, ``NAME.png``.
-
-        Args:
-            folder: Where to; made if needed.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self) -> None:
+        """Write ``NAME.json``, ``NAME.md`` and, where there are ratios, ``NAME.png``."""
+        self.sittings[-1]["minutes"] = round((time.perf_counter() - self.begun) / 60, 1)
         rows = [
-            asdict(row) | {"ratios": row.ratios, "met": row.met, "share_of_limit": row.share(self.f32_gflops)}
-            for row in self.rows
+            {"part": name}
+            | asdict(row)
+            | {"ratios": row.ratios, "met": row.met, "share_of_limit": row.share(self.f32_gflops)}
+            for name, part in self.parts.items()
+            for row in part.rows
         ]
-        content = {"facts": self.facts, "limits": self.limits, "rows": rows, "runs": self.runs}
-        (folder / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
+        content = {
+            "ended": self.ended,
+            "facts": self.facts,
+            "sittings": self.sittings,
+            "limits": self.limits,
+            "rows": rows,
+            "runs": {name: list(part.runs) for name, part in self.parts.items()},
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for suffix, text in (("json", json.dumps(content, indent=1) + "\n"), ("md", self.markdown())):
+            replace_durably(self.folder / f"{self.name}.{suffix}", text.encode(), scratch=self.folder)
         if any(row.ratios for row in self.rows):
-            _plot(self, folder / f"{self.name}.png")
+            _plot(self, self.folder / f"{self.name}.png")
 
-    def history_line(self, date: str) -> str:
-        """The run as one line of JSON, without the raw results.
-
-        Args:
-            date: When it was, ISO 8601.
-        """
+    def history_line(self) -> str:
+        """The run as one line of JSON, without the raw results."""
         rows = [
             {
                 "quantity": row.quantity,
@@ -186,34 +273,52 @@ class Report:
             }
             for row in self.rows
         ]
-        kept = {"date": date, "name": self.name, "facts": self.facts, "limits": self.limits, "rows": rows}
+        kept = {
+            "date": self.ended,
+            "name": self.name,
+            "facts": self.facts,
+            "sittings": self.sittings,
+            "limits": self.limits,
+            "rows": rows,
+        }
         return json.dumps(kept, ensure_ascii=False)
 
-    def remember(self, history: Path, date: str) -> None:
-        """Append the run to a file of history.
+    def finish(self, history: Path | None) -> None:
+        """Save as ended, append to the history where one is named, and print.
 
         Args:
-            history: The file, one JSON value a line; made if needed.
-            date: When it was, ISO 8601.
+            history: File of history, one JSON value a line; made if needed. None keeps none.
         """
-        history.parent.mkdir(parents=True, exist_ok=True)
-        with history.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(self.history_line(date) + "\n")
-
-    def finish(self, folder: Path, history: Path | None, wall_s: float, now: datetime) -> None:
-        """Save, append to the history where one is named, and print.
-
-        Args:
-            folder: Where to save.
-            history: File of history; None keeps none.
-            wall_s: Seconds that the run took.
-            now: When it ended.
-        """
-        self.facts["wall"] = f"{wall_s / 60:.1f} minutes"
-        self.save(folder)
+        self.ended = datetime.now(UTC).isoformat(timespec="seconds")
+        self.save()
         if history is not None:
-            self.remember(history, now.isoformat(timespec="seconds"))
-        print(f"\n{self.markdown()}\nkept in {folder / self.name}.md, .json and .png")
+            history.parent.mkdir(parents=True, exist_ok=True)
+            with history.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(self.history_line() + "\n")
+        print(f"\n{self.markdown()}\nkept in {self.folder / self.name}.md, .json and .png")
+
+
+def _unfinished(path: Path) -> dict[str, Any] | None:
+    """The report in a file, if there is one that has not ended.
+
+    Raises:
+        BenchmarkError: The file is no report.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        ended = content["ended"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(
+            f"{path} is no report of this version ({error!r}). Remove it, or name another --out."
+        ) from error
+    return None if ended else content
+
+
+def _read_row(values: Mapping[str, Any]) -> Row:
+    """A row as ``Report.save`` wrote it."""
+    return Row(**{each.name: values[each.name] for each in fields(Row)})
 
 
 def measured(measure: Callable[[argparse.Namespace], Report], options: argparse.Namespace) -> int:
@@ -226,7 +331,6 @@ def measured(measure: Callable[[argparse.Namespace], Report], options: argparse.
     Returns:
         The exit status of the benchmark.
     """
-    begun = time.perf_counter()
     try:
         report = measure(options)
     except BenchmarkError as error:
@@ -235,7 +339,7 @@ def measured(measure: Callable[[argparse.Namespace], Report], options: argparse.
     except P2RecError as error:
         print(error.problem, error.remedy, file=sys.stderr)
         return error.exit_status
-    report.finish(options.out, options.history, time.perf_counter() - begun, datetime.now(UTC))
+    report.finish(options.history)
     return 0
 
 

@@ -1,15 +1,19 @@
 """What a reader of a benchmark's numbers has to know of the run."""
 
 import argparse
+import hashlib
 import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from p2rec_core.settings.pipeline import RuntimeSettings
 from tasks.machine import machine_facts
 
+ROOT = Path(__file__).parents[1]
+SOURCES = ("p2rec_core", "storage", "tasks", "flows", "benchmarks")
 PACKAGES = ("p2rec", "torch", "numpy", "scikit-learn", "transformers", "peft", "prefect", "duckdb")
 
 
@@ -30,7 +34,7 @@ def keep_to(threads: int) -> None:
 
 
 def run_facts(script: str, options: argparse.Namespace, shown: Iterable[str], *, device: str = "cpu") -> dict[str, Any]:
-    """Command, machine, load and versions.
+    """Command, machine, versions and sources.
 
     Args:
         script: Its name in this directory.
@@ -47,6 +51,16 @@ def run_facts(script: str, options: argparse.Namespace, shown: Iterable[str], *,
     return {
         "command": " ".join([f"python benchmarks/{script}", *(["--quick"] if options.quick else []), *named]),
         "machine": machine_facts(RuntimeSettings(device=device, threads=options.threads)),
-        "load average at the start": ", ".join(f"{value:.2f}" for value in os.getloadavg()),
         "versions": {"Python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "sources": sources_digest(),
     }
+
+
+def sources_digest() -> str:
+    """The beginning of the sha256 of all that is measured and measures: P2Rec's sources and the benchmarks', in hex."""
+    digest = hashlib.sha256()
+    for package in SOURCES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT).as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

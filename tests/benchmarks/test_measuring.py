@@ -19,17 +19,17 @@ from memory import peak_rss_bytes
 from ours_run import EnoughError, EpochClock, StepClock, loaded
 from pace import Pace, SomeSteps, paced
 from peer_options import parsed
-from peer_rows import (
+from peer_parts import (
     COUNTS,
     PACE,
     TIME_TO_NDCG,
     Sides,
     check_same,
     encoder_of,
-    pace_rows,
+    pace_part,
     peer_model,
     seconds_to,
-    train_rows,
+    train_part,
 )
 from processes import BenchmarkError, run_command, run_script, tail
 from timing import in_turn, seconds
@@ -169,10 +169,10 @@ class Recorded:
 
 def test_every_run_of_the_peer_has_a_ratio_to_the_runs_around_it(tmp_path):
     sides = Recorded()
-    rows, runs = train_rows(sides, written("sample", tmp_path, max_users=9), "caser", 2, 10)
+    part = train_part(sides, written("sample", tmp_path, max_users=9), "caser", 2, 10)
     assert sides.runs == ["ours", "peer", "ours", "peer", "ours"]
-    assert [run["side"] for run in runs] == sides.runs
-    time, epoch, memory, beyond = rows
+    assert [run["side"] for run in part.runs] == sides.runs
+    time, epoch, memory, beyond = part.rows
     assert (time.quantity, time.model, time.dataset) == (TIME_TO_NDCG, "caser", "Synthetic sample, first 9 users")
     assert time.ratios == [0.5] * 4  # the peer is at its tenth epoch's level after one, ours after two
     assert time.wanted is None
@@ -189,8 +189,9 @@ def test_a_pace_row_says_of_how_many_steps_it_is(tmp_path, monkeypatch):
     whole = {"peak_rss_bytes": 3 << 30, "epoch_s": 8.0, "timed_steps": 3, "steps_per_epoch": 9}
     ours = sides.ours(data, "sasrec", "pace", seed=1)
     monkeypatch.setattr(Sides, "peer", lambda *_, seed: {name: ours[name] for name in COUNTS} | whole | {"seed": seed})
-    (epoch, memory), runs = pace_rows(sides, data, "sasrec", 1)
-    assert [run["side"] for run in runs] == ["ours", "peer", "ours"]
+    part = pace_part(sides, data, "sasrec", 1)
+    epoch, memory = part.rows
+    assert [run["side"] for run in part.runs] == ["ours", "peer", "ours"]
     assert (epoch.quantity, epoch.model, epoch.peer) == (PACE, "sasrec, d 16", [8.0, 8.0])
     assert all(0 < seconds < 8 for seconds in epoch.ours)
     assert f"2 of P2Rec's {ours['steps_per_epoch']} steps, 3 of RecBole's 9" in epoch.note

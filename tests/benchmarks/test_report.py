@@ -1,20 +1,33 @@
 """Ratios and what is made of them."""
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
+from pathlib import Path
 
 import pytest
-from report import Report, Row
+from processes import BenchmarkError
+from report import Part, Report, Row
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ROW = Row("epoch", "Beauty", "sasrec", "s", [8.0, 12.0, 9.0], [2.0, 2.0, 3.0], 4, "a note", gflop=100.0)
 ALONE = Row("start", "", "", "s", [], [0.25, 0.5, 0.75])
 
 
-def make_report(*rows: Row, f32: float | None = 100.0) -> Report:
-    limits = {"threads": 2, "f32_gflops": f32, "bf16_gflops": None, "copy_gb_per_s": 12.34} if f32 else None
-    facts = {"command": "python benchmarks/x.py", "machine": {"processor": "none", "threads": 2}}
-    return Report("x", "Ours beside theirs", "theirs", facts, limits, list(rows), {"epoch": [1]})
+FACTS = {"command": "python benchmarks/x.py", "machine": {"processor": "none", "threads": 2}, "sources": "0a1b"}
+
+
+def opened(folder: Path, **facts: str) -> Report:
+    return Report.opened(folder, "x", "Ours beside theirs", "theirs", FACTS | facts)
+
+
+def make_report(folder: Path, *rows: Row, f32: float | None = 100.0) -> Report:
+    report = opened(folder)
+    report.limits = {"threads": 2, "f32_gflops": f32, "bf16_gflops": None, "copy_gb_per_s": 12.34} if f32 else None
+    report.measure("epoch", lambda: Part(rows, [1]))
+    return report
+
+
+def never() -> Part:
+    raise AssertionError("it is measured again")
 
 
 def test_a_ratio_is_of_the_runs_side_by_side():
@@ -45,33 +58,35 @@ def test_the_share_of_the_limit_is_of_our_median():
     assert ALONE.share(100.0) is None
 
 
-def test_the_table_says_what_was_measured():
-    text = make_report(ROW, ALONE).markdown()
+def test_the_table_says_what_was_measured(tmp_path):
+    text = make_report(tmp_path, ROW, ALONE).markdown()
     assert "| epoch | Beauty | sasrec | 9 s | 2 s | 4 | 3 to 6 | 50% | 4 (met) |" in text
     assert "| start |  |  | - | 0.5 s | - | - |  |  |" in text
     assert "- epoch, sasrec, Beauty: a note" in text
     assert "100 GFLOP/s in float32 and no bfloat16 in hardware; copying in memory 12.3 GB/s" in text
     assert "- command: `python benchmarks/x.py`" in text
     assert "- machine: processor none, threads 2" in text
-    assert "Limits" not in make_report(ROW, f32=None).markdown()
+    assert "- sittings: begun 2" in text
+    assert "Limits" not in make_report(tmp_path / "other", ROW, f32=None).markdown()
 
 
 def test_what_is_saved_can_be_read(tmp_path, capsys):
     history = tmp_path / "docs" / "history.jsonl"
     for _ in range(2):
-        make_report(ROW, ALONE).finish(tmp_path / "out", history, 90.0, NOW)
+        make_report(tmp_path / "out", ROW, ALONE).finish(history)
     assert "kept in" in capsys.readouterr().out
     saved = json.loads((tmp_path / "out" / "x.json").read_text())
     assert saved["rows"][0]["ratios"] == [4.0, 6.0, 3.0]
     assert saved["rows"][0]["share_of_limit"] == 0.5
+    assert saved["rows"][0]["part"] == "epoch"
     assert saved["runs"] == {"epoch": [1]}
-    assert saved["facts"]["wall"] == "1.5 minutes"
+    assert datetime.fromisoformat(saved["sittings"][0]["begun"]) <= datetime.fromisoformat(saved["ended"])
     assert (tmp_path / "out" / "x.md").read_text().startswith("# Ours beside theirs")
     assert (tmp_path / "out" / "x.png").read_bytes().startswith(b"\x89PNG")
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     assert len(lines) == 2
-    assert lines[0]["date"] == "2026-01-02T03:04:05+00:00"
-    assert lines[0]["rows"][0] | {"note": None} == {
+    assert lines[1]["date"] == saved["ended"]
+    assert lines[0]["rows"][0] == {
         "quantity": "epoch",
         "dataset": "Beauty",
         "model": "sasrec",
@@ -82,11 +97,46 @@ def test_what_is_saved_can_be_read(tmp_path, capsys):
         "spread": [3.0, 6.0],
         "wanted": 4,
         "met": True,
-        "note": None,
     }
     assert "runs" not in lines[0]
 
 
+def test_a_run_that_was_broken_off_goes_on(tmp_path, capsys):
+    nowhere = Row("time", "Beauty", "caser", "s", [100.0], [None], 10)
+    first = make_report(tmp_path, ROW, nowhere)
+    first.facts["data"] = "found on the way"
+    first.measure("other", lambda: Part([ALONE], [{"a": 1}]))
+    second = opened(tmp_path)
+    assert "x.json was broken off; going on. Measured already: epoch, other." in capsys.readouterr().out
+    second.measure("epoch", never)
+    second.measure("more", lambda: Part([ROW]))
+    assert second.rows == [ROW, nowhere, ALONE, ROW]
+    assert (second.limits, second.facts) == (first.limits, first.facts)
+    assert second.parts["other"].runs == [{"a": 1}]
+    assert len(second.sittings) == 2
+    second.finish(None)
+    assert len(json.loads((tmp_path / "x.json").read_text())["sittings"]) == 2
+
+
+def test_a_run_that_ended_is_begun_anew(tmp_path):
+    make_report(tmp_path, ROW).finish(None)
+    assert opened(tmp_path).parts == {}
+
+
+def test_a_run_of_something_else_is_not_gone_on_with(tmp_path, capsys):
+    make_report(tmp_path, ROW)
+    assert opened(tmp_path, sources="ffff").parts == {}
+    assert "x.json, which was broken off, has other sources: beginning anew." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff"])
+def test_what_is_no_report_is_left_alone(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(BenchmarkError, match=r"x\.json is no report .*Remove it, or name another --out"):
+        opened(tmp_path)
+    assert (tmp_path / "x.json").read_bytes() == content
+
+
 def test_no_picture_without_ratios(tmp_path):
-    make_report(ALONE).save(tmp_path)
+    make_report(tmp_path, ALONE).save()
     assert not (tmp_path / "x.png").exists()

@@ -1,4 +1,4 @@
-"""The rows of P2Rec beside RecBole and pandas: how each is measured."""
+"""The parts of P2Rec beside RecBole and pandas: how each is measured."""
 
 import itertools
 import statistics
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interactions import NAME, Interactions
+from interactions import NAME, Interactions, drawn
 from peer_options import WANTED_EPOCHS
 from processes import BenchmarkError, run_script
-from report import GIB, Row
+from report import GIB, Part, Row
 
 from p2rec_core.settings.data import IngestSettings, SourceFormat
 from p2rec_core.settings.sequence_model import EncoderSettings
@@ -197,8 +197,16 @@ def check_same(ours: dict[str, Any], peer: dict[str, Any], counts: Sequence[str]
             )
 
 
-def ingest_rows(sides: Sides, file: Path, rounds: int) -> tuple[list[Row], list[Any]]:
-    """Seconds and memory from a file of interactions to numbered, split sequences in memory."""
+def ingest_part(sides: Sides, folder: Path, n_rows: int, rounds: int) -> Part:
+    """Seconds and memory from a file of interactions to numbered, split sequences in memory.
+
+    Args:
+        sides: How either side is run.
+        folder: For the file.
+        n_rows: Interactions in it at the least, which are drawn.
+        rounds: Pairs of runs.
+    """
+    file = drawn(folder, n_rows)
     pairs = side_by_side(lambda _: sides.ours_ingest(file), lambda _: sides.peer_ingest(file), rounds, INGEST_COUNTS)
     data = f"{pairs[0][0]['n_rows'] / 1e6:.3g} M drawn interactions"
     rate = pairs[0][0]["n_rows"] / statistics.median(ours["ingest_s"] for ours, _ in pairs)
@@ -210,10 +218,10 @@ def ingest_rows(sides: Sides, file: Path, rounds: int) -> tuple[list[Row], list[
     ):
         ours, peer = ([pair[side][name] / scale for pair in pairs] for side in (0, 1))
         rows.append(Row(quantity, data, "pandas", unit, peer, ours, note=told))
-    return rows, pairs
+    return Part(rows, pairs)
 
 
-def load_row(sides: Sides, data: Interactions, rounds: int) -> tuple[Row, list[Any]]:
+def load_part(sides: Sides, data: Interactions, rounds: int) -> Part:
     """Seconds from the start of reading the file to the first batch of training."""
     pairs = side_by_side(
         lambda number: sides.ours(data, "sasrec", "load", seed=1 + number),
@@ -222,10 +230,10 @@ def load_row(sides: Sides, data: Interactions, rounds: int) -> tuple[Row, list[A
         COUNTS,
     )
     ours, peer = ([pair[side]["load_s"] for pair in pairs] for side in (0, 1))
-    return _row("load to first batch", data, sides.named("sasrec"), "s", peer, ours), pairs
+    return Part([_row("load to first batch", data, sides.named("sasrec"), "s", peer, ours)], pairs)
 
 
-def evaluate_row(sides: Sides, data: Interactions, rounds: int, repeats: int) -> tuple[Row, list[Any]]:
+def evaluate_part(sides: Sides, data: Interactions, rounds: int, repeats: int) -> Part:
     """Seconds of ranking all items for all users, model warm."""
     pairs = side_by_side(
         lambda number: sides.ours(data, "sasrec", "evaluate", seed=1 + number, repeats=repeats),
@@ -234,12 +242,10 @@ def evaluate_row(sides: Sides, data: Interactions, rounds: int, repeats: int) ->
         COUNTS,
     )
     ours, peer = ([statistics.median(pair[side]["evaluate_s"]) for pair in pairs] for side in (0, 1))
-    return _row("full-ranking evaluation", data, sides.named("sasrec"), "s", peer, ours), pairs
+    return Part([_row("full-ranking evaluation", data, sides.named("sasrec"), "s", peer, ours)], pairs)
 
 
-def train_rows(
-    sides: Sides, data: Interactions, backbone: str, rounds: int, epochs: int
-) -> tuple[list[Row], list[dict[str, Any]]]:
+def train_part(sides: Sides, data: Interactions, backbone: str, rounds: int, epochs: int) -> Part:
     """Time to the other side's NDCG@10, time per epoch and peak memory of training.
 
     Runs alternate, ours first and last, and every run of the other side is set against the run of ours before it and
@@ -274,10 +280,10 @@ def train_rows(
         _row(MEMORY, data, model, "GiB", [p for _, p in whole], [o for o, _ in whole]),
         _row("the same beyond imports", data, model, "GiB", [p for _, p in beyond], [o for o, _ in beyond]),
     ]
-    return rows, runs
+    return Part(rows, runs)
 
 
-def pace_rows(sides: Sides, data: Interactions, backbone: str, rounds: int) -> tuple[list[Row], list[dict[str, Any]]]:
+def pace_part(sides: Sides, data: Interactions, backbone: str, rounds: int) -> Part:
     """Time per epoch and peak memory of training, from some of the first epoch's steps on either side."""
     pairs, runs = _around(
         lambda seed: sides.ours(data, backbone, "pace", seed=seed),
@@ -295,10 +301,11 @@ def pace_rows(sides: Sides, data: Interactions, backbone: str, rounds: int) -> t
         for name, scale in (("epoch_s", 1), ("peak_rss_bytes", GIB))
     )
     model = sides.named(backbone)
-    return [
+    rows = [
         _row(PACE, data, model, "s", epoch[1], epoch[0], note=note),
         _row("peak memory of these steps, whole process", data, model, "GiB", memory[1], memory[0]),
-    ], runs
+    ]
+    return Part(rows, runs)
 
 
 def _around(
