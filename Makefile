@@ -68,7 +68,7 @@ typecheck: setup  ## Check types
 imports: setup  ## Check who imports whom
 	$(BIN)/lint-imports
 
-bench: setup  ## Measure beside RecBole, pandas and plain code: a day, and a line of history
+bench: setup  ## Measure beside RecBole, pandas and plain code: hours, and a line of history
 	$(BIN)/python benchmarks/hot_paths.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl
 	$(BIN)/python benchmarks/peers.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl
 
