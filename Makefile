@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STORE ?= .p2rec
 BENCH ?= build/benchmarks
+BENCH_OPTIONS ?=
 TEST_PROCESSES ?= 2
 AUDIT ?= build/audit
 MUTANTS ?=
@@ -69,15 +70,15 @@ imports: setup  ## Check who imports whom
 	$(BIN)/lint-imports
 
 bench: setup  ## Measure beside RecBole, pandas and plain code: hours, and a line of history
-	$(BIN)/python benchmarks/hot_paths.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl
-	$(BIN)/python benchmarks/peers.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl
+	$(BIN)/python benchmarks/hot_paths.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/peers.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl $(BENCH_OPTIONS)
 
 bench-quick: setup  ## The same on the embedded sample: minutes
-	$(BIN)/python benchmarks/hot_paths.py --quick --out $(BENCH)
-	$(BIN)/python benchmarks/peers.py --quick --out $(BENCH)
+	$(BIN)/python benchmarks/hot_paths.py --quick --out $(BENCH) $(BENCH_OPTIONS)
+	$(BIN)/python benchmarks/peers.py --quick --out $(BENCH) $(BENCH_OPTIONS)
 
 bench-gpu: setup  ## Language models of real size and recommenders on a GPU: minutes
-	$(BIN)/python benchmarks/gpu_paths.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl
+	$(BIN)/python benchmarks/gpu_paths.py --out $(BENCH) --history docs/results/benchmarks/history.jsonl $(BENCH_OPTIONS)
 
 serve: setup  ## Serve the flows, with a Prefect server on this machine and its interface
 	$(BIN)/p2rec serve --store $(STORE)

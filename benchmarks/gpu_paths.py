@@ -26,7 +26,7 @@ from interactions import datasets_directory, written
 from language_paths import Case, case_of, finetune_row, knowledge_row, tuned
 from machine_limits import copy_gb_per_s, multiply_gflops, wait_for
 from numpy.typing import NDArray
-from options import checked_options, chosen, option_parser
+from options import add_report_options, checked_options, chosen, option_parser
 from ours_run import EpochClock, loaded, trained_until_enough
 from report import GIB, Part, Report, Row, measured
 from run_facts import run_facts
@@ -83,7 +83,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = option_parser(
         "Measure language models of real size, and recommenders, on a GPU.", writes="gpu.md and gpu.json", parts=PARTS
     )
-    parser.add_argument("--history", type=Path, help="file of JSON lines to append the run to")
+    add_report_options(parser)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="of language models: which of %(default)s")
     parser.add_argument("--backbones", default=",".join(sorted(ENCODERS)), help="which of %(default)s")
     parser.add_argument("--dataset", choices=DATASETS, help="of users and items")
@@ -260,12 +260,18 @@ def recommender_run(
     return {"backbone": backbone, "curve": told.curve, "peak_gib": _peak_gib(device)}
 
 
-def measure(options: argparse.Namespace) -> Report:
-    """Measure everything that was asked for; the report is saved after every part."""
-    device = prepared_device("cuda", options.threads)
+def opened(options: argparse.Namespace) -> Report:
+    """The report of what was asked for."""
+    prepared_device("cuda", options.threads)
     shown = ("parts", "shapes", "backbones", "dataset", "users", "items", "rounds", "clock", "threads")
-    facts = run_facts("gpu_paths.py", options, shown, device="cuda")
-    report = Report.opened(options.out, "gpu", "P2Rec on a GPU", "plain", facts)
+    return Report.opened(
+        options, "gpu", "P2Rec on a GPU", "plain", run_facts("gpu_paths.py", options, shown, device="cuda")
+    )
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Measure everything that was asked for."""
+    device = prepared_device("cuda", options.threads)
     found = gpu_limits(device)
     report.facts["limits of the GPU"] = {name: round(value) for name, value in found.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -284,8 +290,7 @@ def measure(options: argparse.Namespace) -> Report:
         report.measure(f"recommender, {backbone}", partial(recommender, backbone))
     for shape in options.shapes if "language" in options.parts else ():
         report.measure(f"language, {shape}", partial(language, shape))
-    return report
 
 
 if __name__ == "__main__":
-    sys.exit(measured(measure, parsed()))
+    sys.exit(measured(opened, measure, parsed()))

@@ -19,7 +19,7 @@ from catalogue_paths import catalogue_rows
 from interactions import datasets_directory, written
 from language_paths import MODELS, case, finetune_row, knowledge_row
 from machine_limits import has_bf16, limits
-from options import checked_options, option_parser
+from options import add_report_options, checked_options, option_parser
 from ours_run import loaded
 from pipeline_paths import command_line_rows, run_rows
 from report import Part, Report, measured
@@ -37,7 +37,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = option_parser(
         "Measure P2Rec's hot paths beside plain ones.", writes="paths.md and paths.json", parts=PARTS
     )
-    parser.add_argument("--history", type=Path, help="file of JSON lines to append the run to")
+    add_report_options(parser)
     parser.add_argument("--quick", action="store_true", help="two minutes: everything small")
     parser.add_argument("--dataset", choices=DATASETS, help="of the users to tune a language model on")
     parser.add_argument("--users", type=int, help="how many of them")
@@ -89,19 +89,22 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Part]]:
     return found
 
 
-def measure(options: argparse.Namespace) -> Report:
-    """Measure everything that was asked for; the report is saved after every part."""
-    keep_to(options.threads)
-    prepared_device("cpu", options.threads)
+def opened(options: argparse.Namespace) -> Report:
+    """The report of what was asked for."""
     shown = ("parts", "dataset", "users", "pipeline_dataset", "rounds", "clock", "threads")
     facts = run_facts("hot_paths.py", options, shown)
-    report = Report.opened(options.out, "paths", "P2Rec's hot paths beside plain ones", "plain", facts)
+    return Report.opened(options, "paths", "P2Rec's hot paths beside plain ones", "plain", facts)
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Measure everything that was asked for."""
+    keep_to(options.threads)
+    prepared_device("cpu", options.threads)
     if "limits" in options.parts:
         report.limits = report.limits or limits(options.threads)
     for name, part in parts(options).items():
         report.measure(name, part)
-    return report
 
 
 if __name__ == "__main__":
-    sys.exit(measured(measure, parsed()))
+    sys.exit(measured(opened, measure, parsed()))

@@ -42,6 +42,12 @@ def option_parser(
     return parser
 
 
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a benchmark with a ``Report`` takes: ``--history`` and ``--anew``."""
+    parser.add_argument("--history", type=Path, help="file of JSON lines to append the run to")
+    parser.add_argument("--anew", action="store_true", help="measure again what --out has already")
+
+
 def checked_options(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None, *, whole: Iterable[str] = ()
 ) -> argparse.Namespace:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from interactions import datasets_directory
-from options import checked_options, chosen, option_parser
+from options import add_report_options, checked_options, chosen, option_parser
 
 from p2rec_core.settings.sequence_model import EncoderSettings
 from storage.datasets import DATASETS
@@ -21,7 +21,7 @@ WANTED_EPOCHS = 10
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, with what depends on ``--quick`` and on the machine filled in."""
     parser = option_parser("Measure P2Rec beside RecBole.", writes="peers.md and peers.json", parts=PARTS)
-    parser.add_argument("--history", type=Path, help="file of JSON lines to append the run to")
+    add_report_options(parser)
     parser.add_argument("--quick", action="store_true", help="minutes: the sample, SASRec, one epoch of RecBole")
     parser.add_argument("--backbones", help=f"which of {','.join(BACKBONES)} to train")
     parser.add_argument("--dataset", choices=DATASETS, help="to train and evaluate on")

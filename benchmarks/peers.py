@@ -59,17 +59,21 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measure(options: argparse.Namespace) -> Report:
-    """Measure everything that was asked for; the report is saved after every part."""
+def opened(options: argparse.Namespace) -> Report:
+    """The report of what was asked for."""
+    return Report.opened(options, "peers", "P2Rec beside RecBole and pandas", "the other side", facts(options))
+
+
+def measure(options: argparse.Namespace, report: Report) -> None:
+    """Measure everything that was asked for."""
     if not options.quick and datasets_directory() is None:
         print(f"{DIRECTORY_VARIABLE} is not set: measuring the synthetic sample, which says little of real data.")
     keep_to(options.threads)
-    report = Report.opened(options.out, "peers", "P2Rec beside RecBole and pandas", "the other side", facts(options))
     if "limits" in options.parts:
         report.limits = report.limits or limits(options.threads)
     wanted = [part for part in options.parts if part != "limits"]
     if not wanted:
-        return report
+        return
     python = peer_python(options.peer_environment, base_python=options.peer_python).absolute()
     sides = Sides(
         python, options.threads, options.caser_length, options.width, options.our_epochs, options.pace_seconds
@@ -81,7 +85,6 @@ def measure(options: argparse.Namespace) -> Report:
         report.facts["data"] = [data.facts(), loaded.facts()]
         for name, part in parts(options, wanted, sides, folder, data, loaded):
             report.measure(name, part)
-    return report
 
 
 def parts(
@@ -123,4 +126,4 @@ def parts(
 
 
 if __name__ == "__main__":
-    sys.exit(measured(measure, parsed()))
+    sys.exit(measured(opened, measure, parsed()))

@@ -142,13 +142,15 @@ class Report:
     begun: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def opened(cls, folder: Path, name: str, title: str, peer_title: str, facts: dict[str, Any]) -> "Report":
-        """A new report; or the one that is in the folder, if that run was broken off and all facts are the same.
+    def opened(
+        cls, options: argparse.Namespace, name: str, title: str, peer_title: str, facts: dict[str, Any]
+    ) -> "Report":
+        """A new report, or the one that is in the folder if all facts are the same.
 
         Every ratio is of runs side by side within one part, and a part that was broken off is measured again.
 
         Args:
-            folder: Where it is saved.
+            options: Has ``out``, the folder, and ``anew``, which takes nothing that is there.
             name: Name of its files.
             title: Heading.
             peer_title: What the other side is called.
@@ -157,31 +159,38 @@ class Report:
         Raises:
             BenchmarkError: What is in the folder under this name is no report.
         """
-        report = cls(folder, name, title, peer_title, facts)
-        content = _unfinished(folder / f"{name}.json")
-        if content is not None:
-            # as the file has it, with lists for tuples
-            told = json.loads(json.dumps(facts))
-            others = [fact for fact, value in told.items() if content["facts"].get(fact) != value]
-            if others:
-                print(f"{folder / name}.json, which was broken off, has other {', '.join(others)}: beginning anew.")
-            else:
-                report.facts, report.limits, report.sittings = (content[n] for n in ("facts", "limits", "sittings"))
-                rows = {
-                    part: [_read_row(row) for row in content["rows"] if row["part"] == part] for part in content["runs"]
-                }
-                report.parts = {part: Part(rows[part], runs) for part, runs in content["runs"].items()}
-                there = ", ".join(report.parts) or "nothing"
-                print(f"{folder / name}.json was broken off; going on. Measured already: {there}.", flush=True)
-        report.sittings.append(
+        report = cls(options.out, name, title, peer_title, facts)
+        content = None if options.anew else _saved(report.path("json"))
+        # as the file has it, with lists for tuples
+        told = json.loads(json.dumps(facts))
+        others = [fact for fact, value in told.items() if content and content["facts"].get(fact) != value]
+        if others:
+            print(f"{report.path('json')} has other {', '.join(others)}: beginning anew.", flush=True)
+        elif content:
+            report.facts, report.limits, report.sittings = (content[n] for n in ("facts", "limits", "sittings"))
+            for part, runs in content["runs"].items():
+                report.parts[part] = Part([_read_row(row) for row in content["rows"] if row["part"] == part], runs)
+            report.ended = content["ended"]
+        if report.ended is None:
+            report._sit_down()
+        return report
+
+    def path(self, suffix: str) -> Path:
+        """One of its files."""
+        return self.folder / f"{self.name}.{suffix}"
+
+    def _sit_down(self) -> None:
+        if self.sittings:
+            there = ", ".join(self.parts) or "nothing"
+            print(f"{self.path('json')} was broken off; going on. Measured already: {there}.", flush=True)
+        self.sittings.append(
             {
                 "begun": datetime.now(UTC).isoformat(timespec="seconds"),
                 "load average": ", ".join(f"{value:.2f}" for value in os.getloadavg()),
                 "minutes": 0.0,
             }
         )
-        report.save()
-        return report
+        self.save()
 
     def measure(self, part: str, measure: Callable[[], Part]) -> None:
         """Measure a part and save, unless it is there from a run that was broken off.
@@ -252,9 +261,9 @@ class Report:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         for suffix, text in (("json", json.dumps(content, indent=1) + "\n"), ("md", self.markdown())):
-            replace_durably(self.folder / f"{self.name}.{suffix}", text.encode(), scratch=self.folder)
+            replace_durably(self.path(suffix), text.encode(), scratch=self.folder)
         if any(row.ratios for row in self.rows):
-            _plot(self, self.folder / f"{self.name}.png")
+            _plot(self, self.path("png"))
 
     def history_line(self) -> str:
         """The run as one line of JSON, without the raw results."""
@@ -284,7 +293,7 @@ class Report:
         return json.dumps(kept, ensure_ascii=False)
 
     def finish(self, history: Path | None) -> None:
-        """Save as ended, append to the history where one is named, and print.
+        """Save as ended, and append to the history where one is named.
 
         Args:
             history: File of history, one JSON value a line; made if needed. None keeps none.
@@ -295,25 +304,24 @@ class Report:
             history.parent.mkdir(parents=True, exist_ok=True)
             with history.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(self.history_line() + "\n")
-        print(f"\n{self.markdown()}\nkept in {self.folder / self.name}.md, .json and .png")
 
 
-def _unfinished(path: Path) -> dict[str, Any] | None:
-    """The report in a file, if there is one that has not ended.
+def _saved(path: Path) -> dict[str, Any] | None:
+    """The report in a file, if there is one.
 
     Raises:
         BenchmarkError: The file is no report.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
-        ended = content["ended"]
+        _ = content["ended"], content["sittings"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(
-            f"{path} is no report of this version ({error!r}). Remove it, or name another --out."
+            f"{path} is no report of this version ({error!r}). Name another --out, or replace it with --anew."
         ) from error
-    return None if ended else content
+    return content
 
 
 def _read_row(values: Mapping[str, Any]) -> Row:
@@ -321,25 +329,36 @@ def _read_row(values: Mapping[str, Any]) -> Row:
     return Row(**{each.name: values[each.name] for each in fields(Row)})
 
 
-def measured(measure: Callable[[argparse.Namespace], Report], options: argparse.Namespace) -> int:
-    """Measure, save and print, or say why not.
+def measured(
+    opened: Callable[[argparse.Namespace], Report],
+    measure: Callable[[argparse.Namespace, Report], None],
+    options: argparse.Namespace,
+) -> int:
+    """Measure what is not there yet, save and print, or say why not.
 
     Args:
-        measure: Makes the report.
-        options: Has ``out`` and ``history``.
+        opened: Gives the report.
+        measure: Measures its parts.
+        options: Has ``out``, ``anew`` and ``history``.
 
     Returns:
         The exit status of the benchmark.
     """
     try:
-        report = measure(options)
+        report = opened(options)
+        there = report.ended is not None
+        if not there:
+            measure(options, report)
+            report.finish(options.history)
     except BenchmarkError as error:
         print(error, file=sys.stderr)
         return 1
     except P2RecError as error:
         print(error.problem, error.remedy, file=sys.stderr)
         return error.exit_status
-    report.finish(options.history)
+    print(f"\n{report.markdown()}\nkept in {report.path('md')}, .json and .png")
+    if there:
+        print(f"All of it was measured before, until {report.ended}, with the same sources; --anew measures again.")
     return 0
 
 

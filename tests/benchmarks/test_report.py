@@ -1,12 +1,14 @@
 """Ratios and what is made of them."""
 
 import json
+from argparse import Namespace
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 from processes import BenchmarkError
-from report import Part, Report, Row
+from report import Part, Report, Row, measured
 
 ROW = Row("epoch", "Beauty", "sasrec", "s", [8.0, 12.0, 9.0], [2.0, 2.0, 3.0], 4, "a note", gflop=100.0)
 ALONE = Row("start", "", "", "s", [], [0.25, 0.5, 0.75])
@@ -15,8 +17,8 @@ ALONE = Row("start", "", "", "s", [], [0.25, 0.5, 0.75])
 FACTS = {"command": "python benchmarks/x.py", "machine": {"processor": "none", "threads": 2}, "sources": "0a1b"}
 
 
-def opened(folder: Path, **facts: str) -> Report:
-    return Report.opened(folder, "x", "Ours beside theirs", "theirs", FACTS | facts)
+def opened(folder: Path, *, anew: bool = False, **facts: str) -> Report:
+    return Report.opened(Namespace(out=folder, anew=anew), "x", "Ours beside theirs", "theirs", FACTS | facts)
 
 
 def make_report(folder: Path, *rows: Row, f32: float | None = 100.0) -> Report:
@@ -70,11 +72,10 @@ def test_the_table_says_what_was_measured(tmp_path):
     assert "Limits" not in make_report(tmp_path / "other", ROW, f32=None).markdown()
 
 
-def test_what_is_saved_can_be_read(tmp_path, capsys):
+def test_what_is_saved_can_be_read(tmp_path):
     history = tmp_path / "docs" / "history.jsonl"
-    for _ in range(2):
-        make_report(tmp_path / "out", ROW, ALONE).finish(history)
-    assert "kept in" in capsys.readouterr().out
+    for folder in ("other", "out"):
+        make_report(tmp_path / folder, ROW, ALONE).finish(history)
     saved = json.loads((tmp_path / "out" / "x.json").read_text())
     assert saved["rows"][0]["ratios"] == [4.0, 6.0, 3.0]
     assert saved["rows"][0]["share_of_limit"] == 0.5
@@ -118,23 +119,51 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path, capsys):
     assert len(json.loads((tmp_path / "x.json").read_text())["sittings"]) == 2
 
 
-def test_a_run_that_ended_is_begun_anew(tmp_path):
-    make_report(tmp_path, ROW).finish(None)
-    assert opened(tmp_path).parts == {}
+def test_what_is_measured_is_not_measured_again_unless_asked(tmp_path, capsys):
+    def run(*, anew: bool = False, sources: str = "0a1b", part: Callable[[], Part] = never) -> int:
+        return measured(
+            lambda options: opened(options.out, anew=anew, sources=sources),
+            lambda options, report: report.measure("epoch", part),
+            Namespace(out=tmp_path, history=tmp_path / "history.jsonl"),
+        )
+
+    assert run(part=lambda: Part([ROW])) == 0
+    first = capsys.readouterr().out
+    assert "| epoch | Beauty |" in first
+    assert "--anew" not in first
+    assert run() == 0
+    second = capsys.readouterr().out
+    assert "| epoch | Beauty |" in second
+    assert "All of it was measured before, until 2" in second
+    assert "--anew measures again" in second
+    assert run(anew=True, part=lambda: Part([ALONE])) == 0
+    assert "| start |" in capsys.readouterr().out
+    assert run(sources="ffff", part=lambda: Part([ALONE])) == 0
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_benchmark_that_cannot_be_run_says_why_and_has_not_ended(tmp_path, capsys):
+    def fail(options: Namespace, report: Report) -> None:
+        raise BenchmarkError("The two do not do the same.")
+
+    assert measured(lambda options: opened(options.out), fail, Namespace(out=tmp_path, history=None)) == 1
+    assert capsys.readouterr().err == "The two do not do the same.\n"
+    assert json.loads((tmp_path / "x.json").read_text())["ended"] is None
 
 
 def test_a_run_of_something_else_is_not_gone_on_with(tmp_path, capsys):
     make_report(tmp_path, ROW)
     assert opened(tmp_path, sources="ffff").parts == {}
-    assert "x.json, which was broken off, has other sources: beginning anew." in capsys.readouterr().out
+    assert "x.json has other sources: beginning anew." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff"])
 def test_what_is_no_report_is_left_alone(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
-    with pytest.raises(BenchmarkError, match=r"x\.json is no report .*Remove it, or name another --out"):
+    with pytest.raises(BenchmarkError, match=r"x\.json is no report .*Name another --out, or replace it with --anew"):
         opened(tmp_path)
     assert (tmp_path / "x.json").read_bytes() == content
+    assert opened(tmp_path, anew=True).parts == {}
 
 
 def test_no_picture_without_ratios(tmp_path):
