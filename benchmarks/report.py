@@ -7,6 +7,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -344,6 +345,8 @@ def measured(
     Returns:
         The exit status of the benchmark.
     """
+    # what a part has started ends with it, as after Ctrl-C
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         report = opened(options)
         there = report.ended is not None
