@@ -1,6 +1,6 @@
 """P2Rec's hot paths beside the plain way of writing them, in one run.
 
-    python benchmarks/hot_paths.py --out DIRECTORY            an hour
+    python benchmarks/hot_paths.py --out DIRECTORY            ten minutes
     python benchmarks/hot_paths.py --out DIRECTORY --quick    two minutes: everything small
 
 Ratios are what counts: machines are noisy, and both sides of a ratio are timed in turn. A ratio is the plain side's

@@ -12,7 +12,7 @@ import argparse
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -71,8 +71,7 @@ def measure(options: argparse.Namespace, report: Report) -> None:
     keep_to(options.threads)
     if "limits" in options.parts:
         report.limits = report.limits or limits(options.threads)
-    wanted = [part for part in options.parts if part != "limits"]
-    if not wanted:
+    if set(options.parts) == {"limits"}:
         return
     python = peer_python(options.peer_environment, base_python=options.peer_python).absolute()
     sides = Sides(
@@ -83,13 +82,12 @@ def measure(options: argparse.Namespace, report: Report) -> None:
         data = written(options.dataset, folder, max_users=options.users)
         loaded = written(options.load_dataset, folder, max_users=options.users)
         report.facts["data"] = [data.facts(), loaded.facts()]
-        for name, part in parts(options, wanted, sides, folder, data, loaded):
+        for name, part in parts(options, sides, folder, data, loaded):
             report.measure(name, part)
 
 
 def parts(
     options: argparse.Namespace,
-    wanted: Sequence[str],
     sides: Sides,
     folder: Path,
     data: Interactions,
@@ -99,27 +97,26 @@ def parts(
 
     Args:
         options: The command line.
-        wanted: Of its parts.
         sides: How either side is run.
         folder: For interactions that are drawn.
         data: To train and evaluate on.
         loaded: To load.
     """
-    if "ingest" in wanted:
+    if "ingest" in options.parts:
         for millions in options.ingest_millions:
             n_rows = round(float(millions) * 1e6)
             yield f"ingest, {millions} M", partial(ingest_part, sides, folder, n_rows, options.rounds)
-    if "load" in wanted:
+    if "load" in options.parts:
         yield f"load, {loaded.title}", partial(load_part, sides, loaded, options.rounds)
-    if "evaluate" in wanted:
+    if "evaluate" in options.parts:
         yield f"evaluate, {data.title}", partial(evaluate_part, sides, data, options.rounds, EVALUATE_REPEATS)
-    if "pace" in wanted:
+    if "pace" in options.parts:
         each = itertools.product(dict.fromkeys((data, loaded)), options.pace_widths, options.backbones)
         for taken, width, backbone in each:
             name = f"pace, {taken.title}, {backbone}, d {width}"
             wide = replace(sides, width=int(width))
             yield name, partial(pace_part, wide, taken, backbone, options.train_rounds)
-    if "train" in wanted:
+    if "train" in options.parts:
         for backbone in options.backbones:
             name = f"train, {data.title}, {sides.named(backbone)}"
             yield name, partial(train_part, sides, data, backbone, options.train_rounds, options.epochs)

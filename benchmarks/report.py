@@ -10,7 +10,6 @@ import os
 import signal
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -128,7 +127,6 @@ class Report:
         parts: What is measured, by name.
         sittings: When the run was begun or gone on with, the load then and the minutes that it took.
         ended: When it ended, ISO 8601; None as long as it has not.
-        begun: When this sitting was, by ``time.perf_counter``.
     """
 
     folder: Path
@@ -140,7 +138,6 @@ class Report:
     parts: dict[str, Part] = field(default_factory=dict)
     sittings: list[dict[str, Any]] = field(default_factory=list)
     ended: str | None = None
-    begun: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def opened(
@@ -244,7 +241,9 @@ class Report:
 
     def save(self) -> None:
         """Write ``NAME.json``, ``NAME.md`` and, where there are ratios, ``NAME.png``."""
-        self.sittings[-1]["minutes"] = round((time.perf_counter() - self.begun) / 60, 1)
+        sitting = self.sittings[-1]
+        sat = datetime.now(UTC) - datetime.fromisoformat(sitting["begun"])
+        sitting["minutes"] = round(sat.total_seconds() / 60, 1)
         rows = [
             {"part": name}
             | asdict(row)
@@ -346,7 +345,7 @@ def measured(
         The exit status of the benchmark.
     """
     # what a part has started ends with it, as after Ctrl-C
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         report = opened(options)
         there = report.ended is not None
@@ -359,6 +358,8 @@ def measured(
     except P2RecError as error:
         print(error.problem, error.remedy, file=sys.stderr)
         return error.exit_status
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"\n{report.markdown()}\nkept in {report.path('md')}, .json and .png")
     if there:
         print(f"All of it was measured before, until {report.ended}, with the same sources; --anew measures again.")
