@@ -13,16 +13,29 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 1 << 30
 
 
+_LIBC = ctypes.CDLL(None) if os.name == "posix" else None
+
+
 def _keep_freed_memory() -> None:
     """Let glibc hand freed memory out again instead of giving it back to the system.
 
     By default every tensor of a few MiB or more is mapped, zeroed page by page and unmapped, block after block. Other
     libraries of C have no such knob and are left alone.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    mallopt = getattr(_LIBC, "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def release_freed_memory() -> None:
+    """Give the system what ``prepared_device`` makes glibc keep; for where the sizes that are asked for change.
+
+    Blocks that were freed and fit nothing else add up otherwise.
+    """
+    trim = getattr(_LIBC, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def prepared_device(device: str, threads: int) -> torch.device:
@@ -43,7 +56,8 @@ def prepared_device(device: str, threads: int) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     _keep_freed_memory()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # ``use_deterministic_algorithms`` is the same, and imports torch's compiler to tell it: a second and 70 MiB
+    torch.set_deterministic_debug_mode("error")
     # else float32 would have ten bits in convolutions and recurrences, Caser's and GRU4Rec's, and 23 everywhere else
     torch.backends.cudnn.allow_tf32 = False
     # nothing here reads memory before writing it, so filling every new tensor first would be work for nothing

@@ -25,6 +25,7 @@ from p2rec_core.language.next_item_model import e4srec_scores
 from p2rec_core.progress import Progress, silent
 from p2rec_core.ranking import SCORED_ROWS
 from p2rec_core.sequences import RaggedSequences
+from p2rec_core.training.adam import ParameterGroup
 from p2rec_core.training.loop import FitSettings, fit
 
 _LEARNING_RATE = 1e-5
@@ -318,7 +319,7 @@ def _train(
             at[done] = _now(device)
 
     parameters = [p for p in objective.model.parameters() if p.requires_grad]
-    groups = [{"params": parameters, "lr": _LEARNING_RATE}]
+    groups = [ParameterGroup(parameters, _LEARNING_RATE)]
     fit(objective.model, _FixedSteps(objective, cut), groups, settings, device=device, progress=clock)
     return at[len(cut)] - at[warmup_steps]
 

@@ -19,6 +19,7 @@ from p2rec_core.objectives import catalogue_cross_entropy
 from p2rec_core.progress import Progress, silent
 from p2rec_core.ranking import rank_metrics, ranks_of_users
 from p2rec_core.sequences import RaggedSequences
+from p2rec_core.training.adam import ParameterGroup
 from p2rec_core.training.checkpoint import Checkpointer
 from p2rec_core.training.loop import FitResult, FitSettings, fit
 
@@ -279,7 +280,7 @@ def train_e4srec(
     fitted = fit(
         model,
         objective,
-        [{"params": parameters, "lr": learning_rate}],
+        [ParameterGroup(parameters, learning_rate)],
         settings,
         device=torch.device(device),
         checkpointer=checkpointer,

@@ -20,6 +20,7 @@ from p2rec_core.language.preference_model import PreferenceLanguageModel
 from p2rec_core.language.prompt import Prompt
 from p2rec_core.preferences import Grouping
 from p2rec_core.progress import Progress, silent
+from p2rec_core.training.adam import ParameterGroup
 from p2rec_core.training.checkpoint import Checkpointer
 from p2rec_core.training.loop import FitResult, FitSettings, fit
 
@@ -277,7 +278,7 @@ def finetune(
         objective = UserObjective(
             model, sequences, preferences, training, held_out, batch_users, micro_batch, seed, autocast, finer
         )
-        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "lr": learning_rate}]
+        groups = [ParameterGroup([p for p in model.parameters() if p.requires_grad], learning_rate)]
         fitted = fit(
             model,
             objective,

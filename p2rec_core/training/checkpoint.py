@@ -126,29 +126,3 @@ def _digest(tensors: dict[str, Tensor], cursor: str) -> str:
         digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def restore_adam(optimiser: torch.optim.Optimizer, names: dict[int, str], moments: dict[str, Tensor]) -> None:
-    """Put saved moments into a fresh Adam.
-
-    Args:
-        optimiser: The optimiser, without state.
-        names: Name of each parameter by ``id(parameter)``.
-        moments: ``"<parameter>|<field>"`` → tensor, as ``adam_moments`` gives them.
-    """
-    for group in optimiser.param_groups:
-        for parameter in group["params"]:
-            prefix = names[id(parameter)] + "|"
-            fields = {k[len(prefix) :]: t for k, t in moments.items() if k.startswith(prefix)}
-            if fields:
-                optimiser.state[parameter] = {k: t.to(parameter.device, copy=True) for k, t in fields.items()}
-
-
-def adam_moments(optimiser: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
-    """Adam's state as named tensors, the inverse of ``restore_adam``."""
-    return {
-        f"{names[id(parameter)]}|{field}": value
-        for parameter, state in optimiser.state.items()
-        for field, value in state.items()
-        if isinstance(value, Tensor)
-    }

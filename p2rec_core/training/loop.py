@@ -9,7 +9,7 @@ Design choices:
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from p2rec_core.errors import ModelError
 from p2rec_core.progress import Progress, silent
+from p2rec_core.runtime import release_freed_memory
 from p2rec_core.seeds import step_seed
-from p2rec_core.training.checkpoint import Checkpoint, Checkpointer, adam_moments, restore_adam
+from p2rec_core.training.adam import Adam, ParameterGroup
+from p2rec_core.training.checkpoint import Checkpoint, Checkpointer
 
 Batch = TypeVar("Batch")
 
@@ -110,7 +112,7 @@ class _State:
 def fit(
     model: nn.Module,
     objective: Objective[Any],
-    parameter_groups: Iterable[dict[str, Any]],
+    groups: Sequence[ParameterGroup],
     settings: FitSettings,
     *,
     device: torch.device,
@@ -122,7 +124,7 @@ def fit(
     Args:
         model: The model; its trainable parameters are changed and end in the kept state.
         objective: Examples, loss and metrics.
-        parameter_groups: Adam's parameter groups: ``params``, ``lr`` and optionally ``weight_decay``.
+        groups: What is trained, and how fast.
         settings: How to train.
         device: Where to train.
         checkpointer: Where resumable state is kept; an existing checkpoint is resumed.
@@ -134,11 +136,10 @@ def fit(
     Raises:
         ModelError: The loss is not a finite number.
     """
-    groups = list(parameter_groups)
-    optimiser = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-    base_rates = [group["lr"] for group in optimiser.param_groups]
+    release_freed_memory()
+    optimiser = Adam(groups)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    names = {id(p): name for name, p in trainable.items()}
+    names = {p: name for name, p in trainable.items()}
     state = _State()
     best: dict[str, Tensor] = {}
     resumed_at: int | None = None
@@ -151,9 +152,6 @@ def fit(
         model.train()
         for index in range(state.step, len(steps)):
             done = state.epoch + index / len(steps)
-            factor = _rate_factor(state.n_steps, done / settings.max_epochs, settings)
-            for group, rate in zip(optimiser.param_groups, base_rates, strict=True):
-                group["lr"] = rate * factor
             torch.manual_seed(step_seed(settings.seed, state.epoch, index))
             total = sum(objective.weight(batch) for batch in steps[index])
             for batch in steps[index]:
@@ -168,7 +166,7 @@ def fit(
                 )
             if settings.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(trainable.values(), settings.max_grad_norm)
-            optimiser.step()
+            optimiser.step(_rate_factor(state.n_steps, done / settings.max_epochs, settings))
             optimiser.zero_grad()
             state.weight_sum += total
             state.step, state.n_steps = index + 1, state.n_steps + 1
@@ -200,8 +198,10 @@ def _end_epoch(
     epoch = state.epoch + 1
     state.history.append((epoch, "loss", state.loss_sum / state.weight_sum))
     model.eval()
+    release_freed_memory()  # of the steps' sizes, and then of validation's
     with torch.no_grad():
         metrics = objective.validate()
+    release_freed_memory()
     state.history.extend((epoch, name, value) for name, value in metrics.items())
     value = math.inf if settings.metric is None else metrics[settings.metric]
     if settings.patience is None or value > state.best:
@@ -236,12 +236,12 @@ def _checkpoint(
     state: _State,
     best: dict[str, Tensor],
     trainable: dict[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    names: dict[int, str],
+    optimiser: Adam,
+    names: Mapping[nn.Parameter, str],
 ) -> Checkpoint:
     tensors = {f"parameter/{name}": p.detach() for name, p in trainable.items()}
     tensors |= {f"best/{name}": t for name, t in best.items()}
-    tensors |= {f"adam/{name}": t for name, t in adam_moments(optimiser, names).items()}
+    tensors |= {f"adam/{name}": t for name, t in optimiser.state(names).items()}
     cursor = {key: getattr(state, key) for key in _State.__dataclass_fields__}
     return Checkpoint(tensors, cursor)
 
@@ -249,8 +249,8 @@ def _checkpoint(
 def _restore(
     checkpoint: Checkpoint,
     trainable: dict[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    names: dict[int, str],
+    optimiser: Adam,
+    names: Mapping[nn.Parameter, str],
 ) -> tuple[_State, dict[str, Tensor]]:
     parameters = checkpoint.group("parameter")
     if parameters.keys() != trainable.keys():
@@ -261,7 +261,7 @@ def _restore(
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(parameters[name])
-    restore_adam(optimiser, names, checkpoint.group("adam"))
+    optimiser.restore(checkpoint.group("adam"), names)
     cursor = dict(checkpoint.cursor)
     cursor["history"] = [(int(e), str(m), float(v)) for e, m, v in cursor["history"]]
     return _State(**cursor), checkpoint.group("best")

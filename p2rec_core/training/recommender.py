@@ -17,6 +17,7 @@ from p2rec_core.progress import Progress, silent
 from p2rec_core.recommender import OWN_EARLIER, OWN_LAST, NextItemObjective, Recommender
 from p2rec_core.seeds import Initial, initial_seed
 from p2rec_core.sequences import RaggedSequences
+from p2rec_core.training.adam import ParameterGroup
 from p2rec_core.training.checkpoint import Checkpointer
 from p2rec_core.training.loop import FitResult, FitSettings, fit
 
@@ -254,15 +255,10 @@ def trained_recommender(
         seed=training.seed,
         device=device,
     )
-    groups: list[dict[str, Any]] = [
-        {
-            "params": [parameter for name, parameter in model.named_parameters() if name != OWN_BIAS],
-            "lr": training.learning_rate,
-            "weight_decay": training.weight_decay,
-        }
-    ]
+    shared = [parameter for name, parameter in model.named_parameters() if name != OWN_BIAS]
+    groups = [ParameterGroup(shared, training.learning_rate, training.weight_decay)]
     if model.own_bias is not None:
-        groups.append({"params": [model.own_bias], "lr": training.learning_rate * _OWN_BIAS_RATE})
+        groups.append(ParameterGroup([model.own_bias], training.learning_rate * _OWN_BIAS_RATE))
     result = fit(
         model,
         objective,

@@ -192,6 +192,7 @@ def load(
         source = TextSource(path, encoding=encoding)
         notices, layout = _load_text(engine, source, format, columns, dialect)
         timed, dated = layout.timestamp is not None, layout.dated
+    pa.default_memory_pool().release_unused()  # no later step asks Arrow for blocks like those of the file
     if sha256_of(path) != sha256:
         raise DataError(
             f"{path} changed while it was being read.",

@@ -11,6 +11,8 @@ from p2rec_core.clustering import cluster_items
 from p2rec_core.errors import DataError, ModelError, SettingsError
 from p2rec_core.ranking import rank_metrics, ranks_of_users
 from p2rec_core.recommender import recommender_scorer
+from p2rec_core.training import loop
+from p2rec_core.training.adam import Adam, ParameterGroup
 from p2rec_core.training.loop import FitSettings, fit
 from p2rec_core.training.recommender import EncoderShape, load_recommender
 from storage.sample import generate_sample
@@ -146,7 +148,7 @@ def run(objective: Scripted, *, snapshots: list | None = None, **changes):
         if snapshots is not None:
             snapshots.append((done, total, objective.model.weight.detach().clone()))
 
-    groups = [{"params": list(objective.model.parameters()), "lr": 0.05}]
+    groups = [ParameterGroup(list(objective.model.parameters()), 0.05)]
     return fit(objective.model, objective, groups, settings, device=CPU, progress=progress)
 
 
@@ -177,7 +179,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_examples():
     objective = Scripted(None)
     start = [p.detach().clone() for p in objective.model.parameters()]
     expected = float(((objective.x @ start[0].T + start[1] - 1) ** 2).mean())
-    groups = [{"params": list(objective.model.parameters()), "lr": 0.0}]
+    groups = [ParameterGroup(list(objective.model.parameters()), 0.0)]
     settings = FitSettings(max_epochs=1, patience=None, metric=None, seed=1)
     result = fit(objective.model, objective, groups, settings, device=CPU)
     assert result.history == [(1, "loss", pytest.approx(expected, rel=1e-5))]
@@ -195,7 +197,7 @@ def test_micro_batches_sum_to_the_steps_gradient(cut):
             parameter.register_post_accumulate_grad_hook(
                 lambda p, name=name, found=found: found.__setitem__(name, p.grad.clone())
             )
-        groups = [{"params": list(objective.model.parameters()), "lr": 0.0}]
+        groups = [ParameterGroup(list(objective.model.parameters()), 0.0)]
         fit(
             objective.model,
             objective,
@@ -212,14 +214,14 @@ def test_gradients_are_bounded():
     objective = Scripted(None)
     settings = FitSettings(max_epochs=1, patience=None, metric=None, seed=1, max_grad_norm=0.01)
 
-    class Watched(torch.optim.AdamW):
-        def step(self, closure=None):
-            norms.append(math.sqrt(sum(float(p.grad.square().sum()) for g in self.param_groups for p in g["params"])))
-            return super().step(closure)
+    class Watched(Adam):
+        def step(self, rate_factor):
+            norms.append(math.sqrt(sum(float(p.grad.square().sum()) for g in self.groups for p in g.parameters)))
+            super().step(rate_factor)
 
-    groups = [{"params": list(objective.model.parameters()), "lr": 0.01}]
+    groups = [ParameterGroup(list(objective.model.parameters()), 0.01)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", Watched)
+        patch.setattr(loop, "Adam", Watched)
         fit(objective.model, objective, groups, settings, device=CPU)
     assert norms == [pytest.approx(0.01, rel=1e-3)] * 4
 
@@ -235,15 +237,15 @@ def test_the_learning_rate_rises_and_falls(cosine, expected):
     rates = []
     objective = Scripted(None)
 
-    class Watched(torch.optim.AdamW):
-        def step(self, closure=None):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(closure)
+    class Watched(Adam):
+        def step(self, rate_factor):
+            rates.append(self.groups[0].learning_rate * rate_factor)
+            super().step(rate_factor)
 
-    groups = [{"params": list(objective.model.parameters()), "lr": 0.1}]
+    groups = [ParameterGroup(list(objective.model.parameters()), 0.1)]
     settings = FitSettings(max_epochs=2, patience=None, metric=None, seed=1, warmup_steps=3, cosine=cosine)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", Watched)
+        patch.setattr(loop, "Adam", Watched)
         fit(objective.model, objective, groups, settings, device=CPU)
     assert rates == pytest.approx([0.1 * factor for factor in expected])
 
