@@ -33,8 +33,8 @@ class Scorer:
 
     Attributes:
         history: What is known of each user.
-        score: From rows of ``history``, int64 (B,), to the score of every item without PAD, float (B, N), finite, in
-            memory of its own, on any device.
+        score: From rows of ``history``, int64 (B,), to the score of every item without PAD, float (B, N), finite, on
+            any device. The caller may write there, and so may the next call.
         lengths: int64 (users,) how much is read of each user; users of like length are scored together.
     """
 

@@ -29,7 +29,7 @@ PIECE_POSITIONS = 12_800
 time, not results beyond rounding and dropout."""
 
 PIECE_VALUES = 1 << 23
-"""Numbers that go through a causal encoder at once at its widest point: however large a step, about a gibibyte."""
+"""Numbers that go through an encoder at once at its widest point: however large a step, about a gibibyte."""
 
 OWN_LAST, OWN_EARLIER = 0, 1
 """Places of ``Recommender.own_bias``: what the last item of a sequence gets, and what each item before it gets."""
@@ -73,11 +73,20 @@ class Recommender(nn.Module):
         return self.encoder.final(nn.functional.embedding(items, table), lengths)
 
     @torch.no_grad()
-    def scores(self, items: Tensor, lengths: Tensor, table: Tensor) -> Tensor:
-        """Scores of the next item, float32 (B, N); a user without items gets zeros."""
-        last = self.final_states(items, lengths, table)
-        last = last.masked_fill((lengths == 0)[:, None], 0)
-        scores = (last @ table[1:].T).float()
+    def scores(self, items: Tensor, lengths: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
+        """Scores of the next item, float32 (B, N); a user without items gets zeros.
+
+        Args:
+            items: As of ``states``, and so the next two.
+            lengths: See there.
+            table: See there.
+            out: float32 (B, N), where to write them; None takes new memory.
+        """
+        n_rows = _rows_at_once(items.shape[1], self.encoder.widest(items.shape[1]))
+        parts = zip(torch.split(items, n_rows), torch.split(lengths, n_rows), strict=True)
+        states = [self.final_states(*part, table) for part in parts]
+        last = torch.cat(states).masked_fill((lengths == 0)[:, None], 0)
+        scores = torch.mm(last, table[1:].T, out=out)
         if self.own_bias is not None:
             row, column = (items > 0).nonzero(as_tuple=True)
             item = items[row, column]
@@ -149,18 +158,17 @@ class NextItemObjective:
         if self.causal:
             lengths = self.windows.lengths - 1
             return [
-                pieces(rows, self._rows_at_once(int(lengths[rows].max())))
+                pieces(rows, self._rows_of_piece(int(lengths[rows].max())))
                 for rows in bucketed_batches(lengths, self.batch_positions, rng)
             ]
         return shuffled_batches(
             self.windows.lengths, self.batch_positions, max(1, PIECE_POSITIONS // self.max_length), rng
         )
 
-    def _rows_at_once(self, length: int) -> int:
-        """Rows of so many places that go through a causal encoder at once."""
+    def _rows_of_piece(self, length: int) -> int:
         # own items are looked for among all pairs of places
         pairs = 0 if self.model.own_bias is None else length
-        return max(1, PIECE_VALUES // (length * max(self.model.encoder.widest(length), pairs)))
+        return _rows_at_once(length, max(self.model.encoder.widest(length), pairs))
 
     def weight(self, batch: NDArray[np.int64]) -> float:
         """Number of predicted positions."""
@@ -266,13 +274,23 @@ def recommender_scorer(
     with torch.no_grad():
         table = model.item_table()
 
+    memory = table.new_empty(0)
+
     def score(rows: NDArray[np.int64]) -> Tensor:
+        nonlocal memory
         items, lengths = _as_batch(windows, rows, device)
         if not items.shape[1]:
             items = items.new_zeros(len(rows), 1)
-        return model.scores(items, lengths, table)
+        if len(memory) < len(rows):
+            memory = table.new_empty(len(rows), len(table) - 1)
+        return model.scores(items, lengths, table, memory[: len(rows)])
 
     return Scorer(history, score, windows.lengths)
+
+
+def _rows_at_once(length: int, width: int) -> int:
+    """Rows of so many places, each of so many numbers, that go through an encoder at once."""
+    return max(1, PIECE_VALUES // (length * width))
 
 
 def _as_batch(windows: Windows, rows: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor]:

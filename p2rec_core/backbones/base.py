@@ -50,8 +50,12 @@ class SequenceEncoder(nn.Module):
 
     def final(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """The state after the last item of each row, (B, d); finite but meaningless for a row without items."""
-        states: Tensor = self(vectors, lengths)
-        return states[torch.arange(len(states), device=states.device), (lengths - 1).clamp_min(0)]
+        return at_last(self(vectors, lengths), lengths)
+
+
+def at_last(values: Tensor, lengths: Tensor) -> Tensor:
+    """What stands at the last item of each row, (B, L, any) → (B, any); at the first place of a row without items."""
+    return values[torch.arange(len(values), device=values.device), (lengths - 1).clamp_min(0)]
 
 
 def initialise(module: nn.Module) -> None:

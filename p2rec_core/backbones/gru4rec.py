@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from p2rec_core.backbones.base import SequenceEncoder
+from p2rec_core.backbones.base import SequenceEncoder, at_last
 from p2rec_core.dropout import Dropout
 
 
@@ -38,3 +38,9 @@ class GRU4Rec(SequenceEncoder):
         hidden, _ = self.gru(self.dropout(vectors))
         states: Tensor = self.output(hidden)
         return states
+
+    def final(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """The state after the last item of each row, (B, d); see ``SequenceEncoder``."""
+        hidden, _ = self.gru(self.dropout(vectors))
+        state: Tensor = self.output(at_last(hidden, lengths))
+        return state

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from p2rec_core.backbones.base import SequenceEncoder, initialise
+from p2rec_core.backbones.base import SequenceEncoder, at_last, initialise
 from p2rec_core.dropout import Dropout, dropout
 
 
@@ -44,11 +44,25 @@ class SASRec(SequenceEncoder):
 
     def forward(self, vectors: Tensor, lengths: Tensor) -> Tensor:
         """Encode; see ``SequenceEncoder.forward``. ``lengths`` are not needed."""
-        x: Tensor = vectors + self.position.weight[: vectors.shape[1]]
-        x = self.dropout(self.norm(x))
+        x = self._embedded(vectors)
         for block in self.blocks:
             x = block(x)
         return x
+
+    def final(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        """The state after the last item of each row, (B, d), see ``SequenceEncoder``.
+
+        The last block is computed for that place only: nobody reads the others.
+        """
+        x = self._embedded(vectors)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        state: Tensor = self.blocks[-1](x, last_of=lengths)
+        return state
+
+    def _embedded(self, vectors: Tensor) -> Tensor:
+        embedded: Tensor = self.dropout(self.norm(vectors + self.position.weight[: vectors.shape[1]]))
+        return embedded
 
 
 class _Block(nn.Module):
@@ -64,12 +78,25 @@ class _Block(nn.Module):
         self.output_norm = nn.LayerNorm(hidden_size, eps=1e-12)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, last_of: Tensor | None = None) -> Tensor:
+        """Rows (B, L, d) → (B, L, d), or the place of the last item alone in rows of ``last_of`` items: (B, d)."""
         n_rows, length, width = x.shape
-        # (B, L, 3d) -> 3 x (B, heads, L, d / heads)
-        q, k, v = self.qkv(x).view(n_rows, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = _attended(q, k, v, self.rate if self.training else 0.0)
-        attended = attended.transpose(1, 2).reshape(n_rows, length, width)
+        rate = self.rate if self.training else 0.0
+        if last_of is None:
+            # (B, L, 3d) -> 3 x (B, heads, L, d / heads)
+            q, k, v = self.qkv(x).view(n_rows, length, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+            attended = _attended(q, k, v, rate).transpose(1, 2).reshape(n_rows, length, width)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            # (B, L, 2d) -> 2 x (B, heads, L, d / heads)
+            keys_values = F.linear(x, weight[width:], bias[width:])
+            k, v = keys_values.view(n_rows, length, 2, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+            x = at_last(x, last_of)
+            q = F.linear(x, weight[:width], bias[:width]).view(n_rows, self.n_heads, 1, -1)
+            # the first place of a row without items, which any state will do for
+            seen = torch.arange(length, device=x.device) < last_of.clamp_min(1)[:, None]
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], dropout_p=rate)
+            attended = attended.reshape(n_rows, width)
         x = self.attention_norm(x + self.dropout(self.out(attended)))
         transformed: Tensor = self.outer(F.gelu(self.inner(x)))
         normed: Tensor = self.output_norm(x + self.dropout(transformed))

@@ -120,6 +120,34 @@ def test_a_state_is_the_final_one_of_its_prefix(build, backbone):
         torch.testing.assert_close(final, states[:, n - 1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backbone", CAUSAL)
+def test_a_final_state_does_not_depend_on_what_stands_behind_it(build, backbone):
+    model = build(backbone)
+    vectors = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([1, 3, 5, 0])
+    states, final = model(vectors, lengths), model.final(vectors, lengths)
+    for row, length in enumerate([1, 3, 5]):
+        torch.testing.assert_close(final[row], states[row, length - 1], rtol=1e-5, atol=1e-6)
+    assert torch.isfinite(final[3]).all()
+
+
+@pytest.mark.parametrize("backbone", ENCODERS)
+def test_scores_are_the_same_in_pieces_and_in_memory_that_is_given(build, backbone, monkeypatch):
+    model = Recommender(IdTable(30, 16), build(backbone), learn_repeats=True).eval()
+    table = model.item_table()
+    items = torch.randint(1, 31, (7, 5), generator=torch.Generator().manual_seed(1))
+    lengths = torch.full((7,), 5)
+    whole = model.scores(items, lengths, table)
+    called = []
+    final = model.encoder.final
+    monkeypatch.setattr(model.encoder, "final", lambda *given: called.append(len(given[0])) or final(*given))
+    monkeypatch.setattr("p2rec_core.recommender.PIECE_VALUES", 3 * 5 * model.encoder.widest(5))
+    memory = torch.full((7, 30), torch.nan)
+    assert model.scores(items, lengths, table, memory).data_ptr() == memory.data_ptr()
+    assert called == [3, 3, 1]
+    torch.testing.assert_close(memory, whole, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("backbone", ENCODERS)
 def test_scores_do_not_depend_on_the_neighbours(build, backbone):
     model = Recommender(IdTable(30, 16), build(backbone)).eval()
