@@ -14,6 +14,7 @@ from storage.artefacts import Artefact, Store
 from storage.ingest.engine import MEMORY_SIZE
 from storage.manifest import REBUILD
 from storage.snapshots import Snapshot
+from storage.spill import SpillFolder
 
 _OWNERS = {"users": ("user_idx", "user_id"), "items": ("item_idx", "item_id")}
 
@@ -56,18 +57,12 @@ class Catalogue:
         sources = _sources(store, snapshot)
         self._sources = [(table, source.artefact) for table, parts in sources.items() for source in parts]
         self._views: dict[str, dict[str, str]] = {}
-        try:
-            self._spilled = tempfile.TemporaryDirectory(prefix="p2rec-query-")
-        except OSError as error:
-            raise StoreError(
-                f"There is no place for temporary files: {error.strerror or error}.",
-                remedy="Name a directory that can be written in TMPDIR.",
-            ) from error
+        self._spilled = SpillFolder()
         try:
             self._open(sources, snapshot, threads)
             self._views = {table: self._columns(table) for table in sorted(sources)}
         except BaseException:
-            self._spilled.cleanup()
+            self._spilled.remove()
             raise
 
     def _open(self, sources: dict[str, list[_Source]], snapshot: Snapshot, threads: int) -> None:
@@ -78,7 +73,7 @@ class Catalogue:
                 config={
                     "memory_limit": self._memory_limit,
                     "threads": threads,
-                    "temp_directory": self._spilled.name,
+                    "temp_directory": str(self._spilled.path),
                     "autoinstall_known_extensions": False,
                     "autoload_known_extensions": False,
                     "python_enable_replacements": False,
@@ -110,7 +105,7 @@ class Catalogue:
     def close(self) -> None:
         """Close the connection and remove what it spilled; safe to call again."""
         self._connection.close()
-        self._spilled.cleanup()
+        self._spilled.remove()
 
     def views(self) -> list[tuple[str, dict[str, str]]]:
         """The views, sorted, each with its columns in order and their DuckDB types."""

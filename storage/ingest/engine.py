@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from p2rec_core.errors import DataError
+from storage.spill import SpillFolder
 
 Parameters = list[Any] | dict[str, Any]
 """Values by position (``?``) or by name (``$name``)."""
@@ -68,13 +69,14 @@ def open_engine(memory_limit: str | None) -> Iterator[Engine]:
 
     Raises:
         DataError: What is done with the engine needs more memory, even with spilling.
+        StoreError: There is no place for temporary files.
         ValueError: ``memory_limit`` is no number with a unit.
     """
     if memory_limit is not None and not MEMORY_SIZE.fullmatch(memory_limit):
         raise ValueError(f"memory_limit {memory_limit!r} is not a size such as '4GB'")
-    with tempfile.TemporaryDirectory(prefix="p2rec-ingest-") as folder:
+    with SpillFolder() as folder:
         config = {
-            "temp_directory": folder,
+            "temp_directory": str(folder.path),
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "python_enable_replacements": "false",
@@ -94,3 +96,4 @@ def open_engine(memory_limit: str | None) -> Iterator[Engine]:
             ) from None
         finally:
             connection.close()
+            pa.default_memory_pool().release_unused()
