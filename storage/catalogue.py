@@ -1,7 +1,9 @@
 """Asking a snapshot in SQL: a view per table, and nothing else within reach."""
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -14,7 +16,7 @@ from storage.artefacts import Artefact, Store
 from storage.ingest.engine import MEMORY_SIZE
 from storage.manifest import REBUILD
 from storage.snapshots import Snapshot
-from storage.spill import SpillFolder
+from storage.spill import spill_folder
 
 _OWNERS = {"users": ("user_idx", "user_id"), "items": ("item_idx", "item_id")}
 
@@ -57,15 +59,15 @@ class Catalogue:
         sources = _sources(store, snapshot)
         self._sources = [(table, source.artefact) for table, parts in sources.items() for source in parts]
         self._views: dict[str, dict[str, str]] = {}
-        self._spilled = SpillFolder()
+        self._spilled = contextlib.ExitStack()
         try:
-            self._open(sources, snapshot, threads)
+            self._open(sources, snapshot, threads, self._spilled.enter_context(spill_folder()))
             self._views = {table: self._columns(table) for table in sorted(sources)}
         except BaseException:
-            self._spilled.remove()
+            self._spilled.close()
             raise
 
-    def _open(self, sources: dict[str, list[_Source]], snapshot: Snapshot, threads: int) -> None:
+    def _open(self, sources: dict[str, list[_Source]], snapshot: Snapshot, threads: int, spilled: Path) -> None:
         """Connect, make the views, and lock the door behind them."""
         try:
             self._connection = duckdb.connect(
@@ -73,7 +75,7 @@ class Catalogue:
                 config={
                     "memory_limit": self._memory_limit,
                     "threads": threads,
-                    "temp_directory": str(self._spilled.path),
+                    "temp_directory": str(spilled),
                     "autoinstall_known_extensions": False,
                     "autoload_known_extensions": False,
                     "python_enable_replacements": False,
@@ -105,7 +107,7 @@ class Catalogue:
     def close(self) -> None:
         """Close the connection and remove what it spilled; safe to call again."""
         self._connection.close()
-        self._spilled.remove()
+        self._spilled.close()
 
     def views(self) -> list[tuple[str, dict[str, str]]]:
         """The views, sorted, each with its columns in order and their DuckDB types."""

@@ -5,53 +5,37 @@ import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from p2rec_core.errors import StoreError
 
 _PREFIX = "p2rec-spill-"
 
 
-class SpillFolder:
-    """A folder of one's own among the system's temporary files.
+@contextlib.contextmanager
+def spill_folder() -> Iterator[Path]:
+    """A folder of one's own among the system's temporary files, removed with what is in it at the end.
 
     A process that is killed leaves its folder behind, with gigabytes in it perhaps. So each folder is locked by its
     process, and whoever makes the next one removes those of the same user whose lock nobody holds any more.
 
-    Attributes:
-        path: The folder.
-
     Raises:
         StoreError: There is no place for temporary files.
     """
-
-    def __init__(self) -> None:
-        try:
-            _remove_abandoned()
-            self._folder, self._lock = _locked_folder()
-        except OSError as error:
-            raise StoreError(
-                f"There is no place for temporary files: {error.strerror or error}.",
-                remedy="Name a directory that can be written in TMPDIR.",
-            ) from error
-        self.path = Path(self._folder.name)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    def remove(self) -> None:
-        """Remove the folder and what is in it; safe to call again."""
-        self._folder.cleanup()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+    try:
+        _remove_abandoned()
+        folder, lock = _locked_folder()
+    except OSError as error:
+        raise StoreError(
+            f"There is no place for temporary files: {error.strerror or error}.",
+            remedy="Name a directory that can be written in TMPDIR.",
+        ) from error
+    try:
+        yield Path(folder.name)
+    finally:
+        folder.cleanup()
+        os.close(lock)
 
 
 def _locked_folder() -> tuple[tempfile.TemporaryDirectory[str], int]:

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from p2rec_core.errors import DataError
-from storage.spill import SpillFolder
+from storage.spill import spill_folder
 
 Parameters = list[Any] | dict[str, Any]
 """Values by position (``?``) or by name (``$name``)."""
@@ -74,9 +74,9 @@ def open_engine(memory_limit: str | None) -> Iterator[Engine]:
     """
     if memory_limit is not None and not MEMORY_SIZE.fullmatch(memory_limit):
         raise ValueError(f"memory_limit {memory_limit!r} is not a size such as '4GB'")
-    with SpillFolder() as folder:
+    with spill_folder() as folder:
         config = {
-            "temp_directory": str(folder.path),
+            "temp_directory": str(folder),
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "python_enable_replacements": "false",

@@ -356,6 +356,18 @@ def test_too_little_memory_is_said_with_what_to_do(store: Store, snapshot: Snaps
         Catalogue(store, snapshot, memory_limit="much")
 
 
+def test_closing_it_again_is_safe_and_nothing_is_left(
+    store: Store, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    with Catalogue(store, snapshot) as catalogue:
+        assert len(list(place.iterdir())) == 1
+    assert not any(place.iterdir())
+    catalogue.close()
+
+
 def test_where_there_is_no_place_for_temporary_files_it_is_said(
     store: Store, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,15 +12,15 @@ import pytest
 
 from p2rec_core.errors import StoreError
 from storage.ingest.engine import open_engine
-from storage.spill import SpillFolder
+from storage.spill import spill_folder
 
 HOLDER = """
 import time
-from storage.spill import SpillFolder
-folder = SpillFolder()
-(folder.path / "spilled").write_bytes(b"x" * 1000)
-print(folder.path, flush=True)
-time.sleep(600)
+from storage.spill import spill_folder
+with spill_folder() as folder:
+    (folder / "spilled").write_bytes(b"x" * 1000)
+    print(folder, flush=True)
+    time.sleep(600)
 """
 
 
@@ -32,11 +32,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_is_removed_with_what_is_in_it(temporary: Path) -> None:
-    with SpillFolder() as folder:
-        assert folder.path.parent == temporary
-        (folder.path / "spilled").touch()
+    with spill_folder() as folder:
+        assert folder.parent == temporary
+        (folder / "spilled").touch()
     assert not any(temporary.iterdir())
-    folder.remove()
 
 
 def test_that_of_a_killed_process_is_removed_by_the_next_and_no_other(temporary: Path) -> None:
@@ -44,21 +43,21 @@ def test_that_of_a_killed_process_is_removed_by_the_next_and_no_other(temporary:
         assert killed.stdout is not None
         left = Path(killed.stdout.readline().strip())
         (temporary / "p2rec-spilled").mkdir()
-        with SpillFolder() as beside:
+        with spill_folder() as beside:
             assert (left / "spilled").exists(), "its process lives"
-            assert beside.path.exists()
+            assert beside.exists()
             killed.send_signal(signal.SIGKILL)
             killed.wait()
-            with SpillFolder() as folder:
+            with spill_folder() as folder:
                 assert not left.exists()
-                assert sorted(temporary.iterdir()) == sorted([beside.path, folder.path, temporary / "p2rec-spilled"])
+                assert sorted(temporary.iterdir()) == sorted([beside, folder, temporary / "p2rec-spilled"])
 
 
 def test_a_symbolic_link_is_not_followed(temporary: Path) -> None:
     (temporary / "own").mkdir()
     (temporary / "own" / "kept").touch()
     (temporary / "p2rec-spill-link").symlink_to("own")
-    with SpillFolder():
+    with spill_folder():
         assert (temporary / "own" / "kept").exists()
 
 
@@ -81,9 +80,9 @@ def test_one_that_is_taken_for_abandoned_before_it_is_locked_is_made_anew(
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", between)
-    with SpillFolder() as folder:
+    with spill_folder() as folder:
         assert len(set(made)) == 3
-        assert list(temporary.iterdir()) == [folder.path] == [made[2]]
+        assert list(temporary.iterdir()) == [folder] == [made[2]]
 
 
 def test_a_file_system_without_locks_will_do(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +90,8 @@ def test_a_file_system_without_locks_will_do(temporary: Path, monkeypatch: pytes
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", unknown)
-    with SpillFolder() as first, SpillFolder():
-        assert first.path.exists()
+    with spill_folder() as first, spill_folder():
+        assert first.exists()
     assert not any(temporary.iterdir())
 
 
