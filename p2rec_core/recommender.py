@@ -76,11 +76,7 @@ class Recommender(nn.Module):
     def scores(self, items: Tensor, lengths: Tensor, table: Tensor, out: Tensor | None = None) -> Tensor:
         """Scores of the next item, float32 (B, N); a user without items gets zeros.
 
-        Args:
-            items: As of ``states``, and so the next two.
-            lengths: See there.
-            table: See there.
-            out: float32 (B, N), where to write them; None takes new memory.
+        Arguments as of ``states``, and ``out``, float32 (B, N), where to write them; None takes new memory.
         """
         n_rows = _rows_at_once(items.shape[1], self.encoder.widest(items.shape[1]))
         parts = zip(torch.split(items, n_rows), torch.split(lengths, n_rows), strict=True)

@@ -1,7 +1,7 @@
 """Adam with decoupled weight decay: torch's fused kernel, without the compiler that torch's own class loads."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -80,31 +80,28 @@ class Adam:
             for parameter in group.parameters:
                 parameter.grad = None
 
-    def state(self, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    def state(self, named: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
         """What is remembered of every parameter that has moved.
 
         Args:
-            names: Name of each parameter.
+            named: The parameters by name.
 
         Returns:
             ``"<name>|<field>"`` → tensor, for ``restore``.
         """
         return {
-            f"{names[parameter]}|{field}": value
-            for parameter, moments in self._moments.items()
-            for field, value in vars(moments).items()
+            f"{name}|{field}": value
+            for name, parameter in named.items()
+            if parameter in self._moments
+            for field, value in vars(self._moments[parameter]).items()
         }
 
-    def restore(self, state: Mapping[str, Tensor], names: Mapping[nn.Parameter, str]) -> None:
+    def restore(self, state: Mapping[str, Tensor], named: Mapping[str, nn.Parameter]) -> None:
         """Remember what ``state`` gave, for parameters of the same names."""
-        for group in self.groups:
-            for parameter in group.parameters:
-                name = names[parameter]
-                if f"{name}|step" in state:
-                    fields = {field: state[f"{name}|{field}"] for field in _Moments.__dataclass_fields__}
-                    self._moments[parameter] = _Moments(
-                        **{field: value.to(parameter.device, copy=True) for field, value in fields.items()}
-                    )
+        for name, parameter in named.items():
+            if f"{name}|step" in state:
+                values = (state[f"{name}|{field.name}"] for field in fields(_Moments))
+                self._moments[parameter] = _Moments(*(value.to(parameter.device, copy=True) for value in values))
 
     def _moments_of(self, parameter: nn.Parameter) -> _Moments:
         found = self._moments.get(parameter)

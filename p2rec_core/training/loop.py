@@ -9,7 +9,7 @@ Design choices:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -139,12 +139,11 @@ def fit(
     release_freed_memory()
     optimiser = Adam(groups)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    names = {p: name for name, p in trainable.items()}
     state = _State()
     best: dict[str, Tensor] = {}
     resumed_at: int | None = None
     if checkpointer is not None and (checkpoint := checkpointer.load()) is not None:
-        state, best = _restore(checkpoint, trainable, optimiser, names)
+        state, best = _restore(checkpoint, trainable, optimiser)
         resumed_at = state.n_steps
 
     while state.epoch < settings.max_epochs and not _exhausted(state, settings):
@@ -171,12 +170,12 @@ def fit(
             state.weight_sum += total
             state.step, state.n_steps = index + 1, state.n_steps + 1
             if checkpointer is not None and checkpointer.due():
-                checkpointer.save(_checkpoint(state, best, trainable, optimiser, names))
+                checkpointer.save(_checkpoint(state, best, trainable, optimiser))
             progress(state.n_steps, settings.max_epochs * len(steps), _message(state))
         best = _end_epoch(model, objective, settings, state, best, trainable)
         progress(state.n_steps, settings.max_epochs * len(steps), _message(state))
         if checkpointer is not None and checkpointer.due():
-            checkpointer.save(_checkpoint(state, best, trainable, optimiser, names))
+            checkpointer.save(_checkpoint(state, best, trainable, optimiser))
 
     with torch.no_grad():
         for name, parameter in trainable.items():
@@ -237,11 +236,10 @@ def _checkpoint(
     best: dict[str, Tensor],
     trainable: dict[str, nn.Parameter],
     optimiser: Adam,
-    names: Mapping[nn.Parameter, str],
 ) -> Checkpoint:
     tensors = {f"parameter/{name}": p.detach() for name, p in trainable.items()}
     tensors |= {f"best/{name}": t for name, t in best.items()}
-    tensors |= {f"adam/{name}": t for name, t in optimiser.state(names).items()}
+    tensors |= {f"adam/{name}": t for name, t in optimiser.state(trainable).items()}
     cursor = {key: getattr(state, key) for key in _State.__dataclass_fields__}
     return Checkpoint(tensors, cursor)
 
@@ -250,7 +248,6 @@ def _restore(
     checkpoint: Checkpoint,
     trainable: dict[str, nn.Parameter],
     optimiser: Adam,
-    names: Mapping[nn.Parameter, str],
 ) -> tuple[_State, dict[str, Tensor]]:
     parameters = checkpoint.group("parameter")
     if parameters.keys() != trainable.keys():
@@ -261,7 +258,7 @@ def _restore(
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(parameters[name])
-    optimiser.restore(checkpoint.group("adam"), names)
+    optimiser.restore(checkpoint.group("adam"), trainable)
     cursor = dict(checkpoint.cursor)
     cursor["history"] = [(int(e), str(m), float(v)) for e, m, v in cursor["history"]]
     return _State(**cursor), checkpoint.group("best")

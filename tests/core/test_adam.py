@@ -53,16 +53,16 @@ def test_steps_are_those_of_torch(dtype):
 
 def test_a_restored_one_goes_on_as_if_nothing_had_been():
     through, halved = parameters(), parameters()
-    names = [{p: f"p{place}" for place, p in enumerate(of)} for of in (through, halved)]
+    named = {f"p{place}": parameter for place, parameter in enumerate(halved)}
     adam, first = Adam(groups(through)), Adam(groups(halved))
     for step in range(2):
         for optimiser, of in ((adam, through), (first, halved)):
             give_gradients(of, step)
             optimiser.step(1.0)
-    state = {name: value.clone() for name, value in first.state(names[1]).items()}
+    state = {name: value.clone() for name, value in first.state(named).items()}
     assert sorted(state) == [f"p{place}|{field}" for place in (0, 1) for field in ("exp_avg", "exp_avg_sq", "step")]
     second = Adam(groups(halved))
-    second.restore(state, names[1])
+    second.restore(state, named)
     for step in range(2, 5):
         for optimiser, of in ((adam, through), (second, halved)):
             give_gradients(of, step)
